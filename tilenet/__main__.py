@@ -1,0 +1,14 @@
+"""The command: `tilenet` and `python -m tilenet`."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    from tilenet.cli import run
+
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

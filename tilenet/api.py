@@ -1,0 +1,481 @@
+"""The library's front door: named inputs in, a result dataclass out. The command adds nothing."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import batched
+from pathlib import Path
+from typing import Any
+
+from tilenet.classes import NODATA
+from tilenet.config import PredictConfig
+from tilenet.engine.large import plan_in_progress, run_large
+from tilenet.engine.meter import Meter, Spans
+from tilenet.engine.output import Finished
+from tilenet.engine.pack import SUFFIXES, Job, PackItem, Request, pack_task, plan_for
+from tilenet.engine.plan import Plan, choose_tile
+from tilenet.engine.run import Executor, open_executor, run_many, worker_count
+from tilenet.errors import InputError, OutputError, TilenetError, UsageError, convert_errors
+from tilenet.models.session import Setup, choose, cores, network_shape
+from tilenet.models.store import ModelFiles, find_model
+from tilenet.sinks import warnings_for
+from tilenet.sources import Input, find_inputs
+
+__all__ = ["ClassPixels", "Failure", "PredictResult", "RunResult", "estimate", "predict"]
+
+_logger = logging.getLogger(__name__)
+_PACK = 64  # rasters per task at the most; a pack also ends when its pixels fill
+
+Progress = Callable[[int, int], None]
+"""Called with finished pixels and all pixels known so far (0 while unknown)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassPixels:
+    """How many pixels of a mask are of one class.
+
+    Parameters
+    ----------
+    id : int
+        Value in the mask.
+    name : str
+        Its name.
+    pixels : int
+        How many.
+    """
+
+    id: int
+    name: str
+    pixels: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """One finished mask; fields are the keys of `--json` (see `as_dict`)."""
+
+    output: str
+    complete: bool
+    width: int
+    height: int
+    classes: tuple[ClassPixels, ...]
+    nodata_pixels: int
+    pixels: int
+    tile: int
+    overlap: int
+    tiles: int
+    tiles_skipped: int
+    tiles_forwarded: int
+    blocks: int
+    blocks_resumed: int
+    blocks_invalid: tuple[int, ...]
+    nonfinite_scores: int
+    strip_bytes: int
+    seconds: float
+    forward_seconds: float
+    read_seconds: float
+    write_seconds: float
+    mpixels_per_second: float
+    peak_rss_bytes: int
+    device: str
+    backend: str
+    precision: str
+    batch_size: int
+    plan_hash: str
+    input: str
+    files: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the JSON document of one run."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An input that failed.
+
+    Parameters
+    ----------
+    input : str
+        Its path.
+    code : int
+        The exit code it would have had alone.
+    error : str
+        What is wrong, where, what to do.
+    """
+
+    input: str
+    code: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class PredictResult:
+    """What became of one or many inputs.
+
+    Parameters
+    ----------
+    runs : tuple of RunResult
+        The finished masks, in the order of the inputs.
+    failed : tuple of Failure
+        The inputs that failed.
+    pixels : int
+        Pixels of all finished masks.
+    seconds : float
+        Wall time.
+    forward_seconds, read_seconds, write_seconds : float
+        Wall time with a forward running; reading and writing added up over threads.
+    peak_rss_bytes : int
+        Of all processes.
+    """
+
+    runs: tuple[RunResult, ...]
+    failed: tuple[Failure, ...] = ()
+    pixels: int = 0
+    seconds: float = 0.0
+    forward_seconds: float = 0.0
+    read_seconds: float = 0.0
+    write_seconds: float = 0.0
+    peak_rss_bytes: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 7 if an input failed."""
+        return 7 if self.failed else 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the JSON document of several runs."""
+        return asdict(self) | {"exit_code": self.exit_code}
+
+
+@dataclass(slots=True)
+class _Clock:
+    meter: Meter = field(default_factory=Meter)
+    start: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start
+
+
+def _result(
+    plan: Plan, out: Path, done: Finished, meter: Meter, seconds: float, *, resumed: int
+) -> RunResult:
+    pixels = plan.raster.height * plan.raster.width
+    rows = plan.lattice.rows
+    forward = meter.forward_seconds
+    return RunResult(
+        output=str(out),
+        complete=True,
+        width=plan.raster.width,
+        height=plan.raster.height,
+        classes=tuple(
+            ClassPixels(c.id, c.name, done.pixels.get(c.id, 0)) for c in plan.spec.classes
+        ),
+        nodata_pixels=done.pixels.get(NODATA, 0),
+        pixels=pixels,
+        tile=rows.tile,
+        overlap=rows.tile - rows.stride,
+        tiles=plan.lattice.tiles,
+        tiles_skipped=done.tiles_skipped,
+        tiles_forwarded=meter.tiles_forwarded,
+        blocks=done.blocks,
+        blocks_resumed=resumed,
+        blocks_invalid=(),
+        nonfinite_scores=meter.nonfinite,
+        strip_bytes=meter.strip_bytes,
+        seconds=round(seconds, 4),
+        forward_seconds=round(forward, 4),
+        read_seconds=round(meter.read_seconds, 4),
+        write_seconds=round(meter.write_seconds, 4),
+        mpixels_per_second=round(pixels / 1e6 / max(seconds, 1e-9), 3),
+        peak_rss_bytes=meter.peak_rss_bytes,
+        device=plan.setup.device,
+        backend=plan.setup.backend,
+        precision=plan.setup.precision,
+        batch_size=plan.setup.batch_size,
+        plan_hash=plan.hash,
+        input=plan.raster.path,
+        files=plan.raster.files,
+    )
+
+
+def _request(config: PredictConfig, known: Setup | None) -> Request:
+    """Find the model and choose what it runs on; what is "auto" follows an unfinished run."""
+    files = find_model(config.model, config.model_config_file, config.card_overrides())
+    shape = network_shape(files)
+    tile = choose_tile(files, shape, config).tile
+    workers = worker_count(config.scheduler)
+    auto = (config.device, config.backend, config.precision)
+    device, backend, precision = auto
+    if known is not None:
+        resumed = (known.device, known.backend, known.precision)
+        device, backend, precision = (
+            old if new == "auto" else new for new, old in zip(auto, resumed, strict=True)
+        )
+    setup = choose(
+        files,
+        device=device,
+        backend=backend,
+        precision=precision,
+        batch_size=config.batch_size,
+        tile_pixels=tile * tile,
+        threads=max(1, cores() // workers),
+    )
+    _logger.info(
+        "model %s on %s, %s %s: %s",
+        files.card.name, setup.device, setup.backend, setup.precision, setup.why,
+    )  # fmt: skip
+    return Request(config, files, shape, setup)
+
+
+def _is_single(paths: list[Path]) -> bool:
+    return len(paths) == 1 and not paths[0].is_dir()
+
+
+def _named_output(out: Path, config: PredictConfig) -> Path:
+    if config.format is None and out.suffix.lower() not in SUFFIXES:
+        raise UsageError(
+            "the output's ending gives no format", out, "end it in .zarr, .tif or .png"
+        )
+    if not out.name:
+        raise UsageError("the output has no name", out, "give a file or store to write")
+    return out
+
+
+def _say_plan(plan: Plan) -> None:
+    lattice = plan.lattice
+    height, width = lattice.tile_shape
+    _logger.info(
+        "%d × %d pixels: %d tiles of %d × %d, overlap %d (%.2f × the pixels), %d blocks",
+        plan.raster.height, plan.raster.width, lattice.tiles, height, width,
+        lattice.rows.tile - lattice.rows.stride, lattice.redundancy, lattice.blocks,
+    )  # fmt: skip
+    if len(plan.raster.files) > 1:
+        _logger.info("used: %s", ", ".join(plan.raster.files))
+    if plan.format == "zarr":
+        for line in warnings_for(plan.spec):
+            _logger.warning("%s", line)
+    lo, hi = plan.model.card.value_range
+    if plan.raster.dtype in ("uint16", "int16") and hi <= 255:
+        _logger.warning(
+            "pixels are %s, but the model expects values %g to %g: give --value-range if its "
+            "numbers are not yours",
+            plan.raster.dtype, lo, hi,
+        )  # fmt: skip
+
+
+def _large(
+    plan: Plan, out: Path, executor: Executor, config: PredictConfig, progress: Callable[[int], None]
+) -> RunResult:
+    start = time.perf_counter()
+    _say_plan(plan)
+    large = run_large(plan, out, executor, progress, overwrite=config.overwrite)
+    if large.meter.nonfinite:
+        _logger.warning("%d scores were not finite and count as 0", large.meter.nonfinite)
+    seconds = time.perf_counter() - start
+    return _result(plan, out, large.done, large.meter, seconds, resumed=large.resumed)
+
+
+def _item_result(item: PackItem, spans: Spans | None, seconds: float) -> RunResult:
+    assert item.plan is not None
+    assert item.out is not None
+    assert item.done is not None
+    meter = Meter()
+    if spans is not None:
+        meter.add(spans)
+    elif not item.resumed:
+        meter.tiles_forwarded = item.done.tiles - item.done.tiles_skipped
+    blocks = item.done.blocks if item.resumed else 0
+    return _result(item.plan, item.out, item.done, meter, seconds, resumed=blocks)
+
+
+def _predict_one(source: Input, out: Path, config: PredictConfig, progress: Progress) -> PredictResult:
+    clock = _Clock()
+    out = _named_output(out, config)
+    known = plan_in_progress(out)
+    request = _request(config, None if known is None else known.setup)
+    [item], spans = pack_task([Job(source.path, out)], request, named=True)
+    if item.error is not None:
+        raise item.error
+    assert item.plan is not None
+    total = item.plan.raster.height * item.plan.raster.width
+    finished = 0
+
+    def advance(pixels: int) -> None:
+        nonlocal finished
+        finished += pixels
+        progress(finished, total)
+
+    if item.done is not None:
+        advance(total)
+        run = _item_result(item, spans, clock.seconds)
+    else:
+        with open_executor(config.scheduler, item.plan.lattice.blocks) as executor:
+            run = _large(item.plan, out, executor, config, advance)
+    return PredictResult((run,), pixels=run.pixels, seconds=clock.seconds)
+
+
+def _jobs(inputs: list[Input], out: Path) -> list[Job]:
+    jobs, names = [], dict[str, Path]()
+    for source in inputs:
+        name = str(source.stem).casefold()
+        if name in names:
+            raise OutputError(
+                f"two inputs would have one mask: {names[name]} and {source.path}",
+                out / source.stem,
+                "rename one of them",
+            )
+        names[name] = source.path
+        jobs.append(Job(source.path, out / source.stem))
+    return jobs
+
+
+def _predict_many(
+    inputs: list[Input], out: Path, config: PredictConfig, progress: Progress
+) -> PredictResult:
+    clock = _Clock()
+    if out.exists() and not out.is_dir():
+        raise OutputError("the output is a file", out, "give a folder for several inputs")
+    jobs = _jobs(inputs, out)
+    request = _request(config, None)
+    runs: dict[Path, RunResult] = {}
+    failed: dict[Path, Failure] = {}
+    large: list[PackItem] = []
+    finished = 0
+
+    def fail(path: Path, error: TilenetError) -> None:
+        failed[path] = Failure(str(path), error.code, str(error))
+
+    def advance(pixels: int) -> None:
+        nonlocal finished
+        finished += pixels
+        progress(finished, 0)
+
+    with open_executor(config.scheduler, len(jobs) // _PACK) as executor:
+        packs = ((pack, request) for pack in batched(jobs, _PACK))
+        for items, spans in run_many(executor, pack_task, packs):
+            clock.meter.add(spans)
+            for item in items:
+                if item.error is not None:
+                    fail(item.job.path, item.error)
+                elif item.done is None:
+                    large.append(item)
+                else:
+                    runs[item.job.path] = _item_result(item, None, 0.0)
+                    advance(runs[item.job.path].pixels)
+        for item in large:
+            assert item.plan is not None
+            assert item.out is not None
+            try:
+                run = _large(item.plan, item.out, executor, config, advance)
+                runs[item.job.path] = run
+            except (InputError, OutputError) as error:
+                fail(item.job.path, error)
+    order = [job.path for job in jobs]
+    return PredictResult(
+        runs=tuple(runs[path] for path in order if path in runs),
+        failed=tuple(failed[path] for path in order if path in failed),
+        pixels=sum(run.pixels for run in runs.values()),
+        seconds=clock.seconds,
+        forward_seconds=clock.meter.forward_seconds + sum(r.forward_seconds for r in runs.values()),
+        read_seconds=clock.meter.read_seconds + sum(r.read_seconds for r in runs.values()),
+        write_seconds=clock.meter.write_seconds + sum(r.write_seconds for r in runs.values()),
+        peak_rss_bytes=max(
+            [clock.meter.peak_rss_bytes, *(r.peak_rss_bytes for r in runs.values())]
+        ),
+    )
+
+
+def predict(
+    inputs: list[Path], out: Path, config: PredictConfig, progress: Progress | None = None
+) -> PredictResult:
+    """Segment one raster, or several and whole folders, into masks.
+
+    Parameters
+    ----------
+    inputs : list of Path
+        Rasters and folders (searched recursively).
+    out : Path
+        For one raster the mask: ``x.zarr``, ``x.tif`` (a COG) or ``x.png``. Otherwise a folder, one
+        mask per input under the same stem.
+    config : PredictConfig
+        Options.
+    progress : callable, optional
+        Called with finished pixels and all pixels known so far.
+
+    Returns
+    -------
+    PredictResult
+
+    Raises
+    ------
+    TilenetError
+        See `tilenet.errors`. With several inputs, one that fails does not stop the others.
+    """
+    notify = progress or (lambda _done, _all: None)
+    with convert_errors(out):
+        found = find_inputs(inputs)
+        if _is_single(inputs):
+            return _predict_one(found[0], out, config, notify)
+        return _predict_many(found, out, config, notify)
+
+
+def _estimate(plan: Plan, files: ModelFiles) -> dict[str, Any]:
+    lattice, raster = plan.lattice, plan.raster
+    pixels = raster.height * raster.width
+    core = lattice.core(0)
+    reach = lattice.reach(0)
+    tile_height, _ = lattice.tile_shape
+    return {
+        "input": raster.path,
+        "width": raster.width,
+        "height": raster.height,
+        "pixels": pixels,
+        "tile": lattice.rows.tile,
+        "overlap": lattice.rows.tile - lattice.rows.stride,
+        "tiles": lattice.tiles,
+        "redundancy": round(lattice.redundancy, 4),
+        "blocks": lattice.blocks,
+        "block": lattice.rows.core,
+        "chunk": plan.chunk,
+        "levels": len(plan.spec.levels),
+        "mask_bytes_at_most": pixels * 4 // 3 + pixels * plan.channels * plan.probabilities,
+        "strip_bytes_per_block": 4 * plan.channels * (reach.pixels - core.pixels),
+        "sums_bytes": 4 * plan.channels * tile_height * reach.width,
+        "model": files.card.name,
+        "device": plan.setup.device,
+        "backend": plan.setup.backend,
+        "precision": plan.setup.precision,
+        "batch_size": plan.setup.batch_size,
+        "why": plan.setup.why,
+        "plan_hash": plan.hash,
+        "files": list(raster.files),
+    }
+
+
+def estimate(inputs: list[Path], out: Path, config: PredictConfig) -> Iterator[dict[str, Any]]:
+    """Yield what `predict` would do with each input, without doing it.
+
+    Parameters
+    ----------
+    inputs, out, config
+        As for `predict`.
+
+    Raises
+    ------
+    TilenetError
+        As `predict` would, before it begins.
+    """
+    with convert_errors(out):
+        found = find_inputs(inputs)
+        single = _is_single(inputs)
+        if single:
+            out = _named_output(out, config)
+        request = _request(config, None)
+        for source in found:
+            job = Job(source.path, out if single else out / source.stem)
+            plan, _ = plan_for(job, request, named=single)
+            yield _estimate(plan, request.files)

@@ -1,0 +1,268 @@
+"""The command line: parse, call one function of the api, print, exit code.
+
+Heavy modules are imported inside the commands, so that `--help` starts at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from tilenet import __version__
+from tilenet.errors import InterruptError, TilenetError, one_line
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    name="tilenet",
+    help="Segment images of any size: overlapping tiles, U-Net inference, blended seams.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+_ClickError: type[Any] = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
+_MAX_LISTED = 20
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Bundled name, model folder, FILE.onnx or hf://org/name."),
+]
+
+
+def _numbers(text: str | None, kind: type, flag: str) -> tuple[Any, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{flag} takes numbers with commas between them") from None
+
+
+def _version(value: bool) -> None:
+    if value:
+        sys.stdout.write(f"tilenet {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
+def predict(
+    inputs: Annotated[list[Path], typer.Argument(help="Rasters, or folders of them.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="x.zarr, x.tif (COG), x.png; a folder for several.")
+    ],
+    model: Model = None,
+    model_config: Annotated[
+        Path | None, typer.Option(help="A tilenet.json that beats the model's own.")
+    ] = None,
+    tile: Annotated[int | None, typer.Option(help="Tile side in pixels.")] = None,
+    overlap: Annotated[int | None, typer.Option(help="Pixels neighbouring tiles share.")] = None,
+    blend: Annotated[
+        str | None, typer.Option(help="gaussian (default), hann, linear or crop.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Tiles per forward call.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:i.")] = None,
+    backend: Annotated[str | None, typer.Option(help="auto, torch or openvino.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
+    level: Annotated[int | None, typer.Option(help="Pyramid level; 0 is full resolution.")] = None,
+    bands: Annotated[str | None, typer.Option(help="Bands from 1, as in 4,3,2.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Score from which a class counts.")] = None,
+    probabilities: Annotated[
+        bool | None, typer.Option("--probabilities", help="Store them, one byte per class.")
+    ] = None,
+    format: Annotated[str | None, typer.Option(help="zarr, cog or png.")] = None,  # noqa: A002
+    zarr_format: Annotated[str | None, typer.Option(help="auto, 2 or 3.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="local, processes:N, tcp://host:port, tls://host:port.")
+    ] = None,
+    block: Annotated[int | None, typer.Option(help="Block side: whole chunks.")] = None,
+    chunk: Annotated[int | None, typer.Option(help="Chunk side of the store.")] = None,
+    no_skip: Annotated[
+        bool | None, typer.Option("--no-skip", help="Forward tiles of nodata too (same mask).")
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Class names, for a model without tilenet.json.")
+    ] = None,
+    mean: Annotated[str | None, typer.Option(help="One number, or one per band.")] = None,
+    std: Annotated[str | None, typer.Option(help="One number, or one per band.")] = None,
+    value_range: Annotated[str | None, typer.Option(help="lo,hi of the pixels.")] = None,
+    activation: Annotated[str | None, typer.Option(help="softmax, sigmoid or none.")] = None,
+    overwrite: Annotated[
+        bool | None, typer.Option("--overwrite", help="Replace an output of tilenet's.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and estimate only.")] = False,
+    as_json: Json = False,
+    config: Annotated[Path | None, typer.Option(help="Options from a TOML file.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Segment rasters into masks. The same command again resumes after a crash."""
+    from tilenet import api
+    from tilenet.config import load_config
+
+    del debug  # read by `run`, which prints errors
+    flags = {
+        "model": model, "model_config_file": model_config, "tile": tile, "overlap": overlap,
+        "blend": blend, "batch_size": batch_size, "device": device, "backend": backend,
+        "precision": precision, "level": level, "bands": _numbers(bands, int, "--bands"),
+        "threshold": threshold, "probabilities": probabilities, "format": format,
+        "zarr_format": zarr_format, "scheduler": scheduler, "block": block, "chunk": chunk,
+        "skip_nodata": False if no_skip else None, "overwrite": overwrite,
+        "classes": None if classes is None else tuple(classes.split(",")),
+        "mean": _numbers(mean, float, "--mean"), "std": _numbers(std, float, "--std"),
+        "value_range": _numbers(value_range, float, "--value-range"), "activation": activation,
+    }  # fmt: skip
+    options = load_config(config, {key: value for key, value in flags.items() if value is not None})
+    if dry_run:
+        estimates = list(api.estimate(inputs, out, options))
+        document = {"estimate": estimates[0] if len(estimates) == 1 else estimates}
+        _print(document if as_json else json.dumps(document["estimate"], indent=1))
+        return
+    from tilenet.progress import ProgressBar
+
+    with ProgressBar() as bar:
+        result = api.predict(inputs, out, options, bar)
+    several = len(inputs) > 1 or inputs[0].is_dir()
+    if as_json:
+        _print(result.as_dict() if several else result.runs[0].as_dict())
+    else:
+        for one in result.runs:
+            _print(one.output)
+    for failure in result.failed[:_MAX_LISTED]:
+        _complain(failure.error)
+    if result.failed:
+        _complain(f"{len(result.failed)} of {len(result.failed) + len(result.runs)} inputs failed")
+    raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def info(
+    path: Annotated[Path, typer.Argument(help="A raster, a mask, or a model.")],
+    as_json: Json = False,
+) -> None:
+    """Say what a raster, a mask or a model is."""
+    from tilenet.info import describe
+
+    found = describe(path)
+    _print(found if as_json else _page(found))
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the models that ship with tilenet."""
+    from tilenet.info import list_models
+
+    found = list_models()
+    if as_json:
+        _print({"models": found})
+    for model in [] if as_json else found:
+        _print(f"{model['name']}: {model['description']} ({model['size_mb']} MB)")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check this machine: devices, backends, codecs, the batch contract."""
+    from tilenet.info import examine
+
+    found = examine()
+    _print(found if as_json else _page(found))
+    if not found["ok"]:
+        raise typer.Exit(4)
+
+
+def _page(document: dict[str, Any], indent: str = "") -> str:
+    """Return a document as aligned lines for a person."""
+    lines = []
+    for key, value in document.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{key}", _page(value, indent + "  ")]
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            lines.append(f"{indent}{key:<{24 - len(indent)}} {text}")
+    return "\n".join(lines)
+
+
+def _print(result: str | dict[str, Any]) -> None:
+    text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, indent=1)
+    sys.stdout.write(text + "\n")
+
+
+def _complain(message: str) -> None:
+    sys.stderr.write(f"tilenet: error: {one_line(message)}\n")
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    # A second signal must not wait for what the first one already stops.
+    signal.signal(number, signal.SIG_DFL)
+    raise InterruptError(
+        "interrupted", signal.Signals(number).name, "the same command resumes", code=128 + number
+    )
+
+
+def _fail(error: TilenetError, arguments: list[str]) -> int:
+    if "--debug" in arguments:
+        traceback.print_exc()
+    if "--json" in arguments:
+        _print({"error": error.as_dict()})
+    _complain(str(error))
+    return error.code
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments : list of str
+        Without the program's name.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("tilenet: %(message)s"))
+    logger = logging.getLogger("tilenet")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    try:
+        return int(app(arguments, standalone_mode=False) or 0)
+    except TilenetError as error:
+        return _fail(error, arguments)
+    except _ClickError as error:
+        where = f"tilenet {arguments[0]}" if arguments else "tilenet"
+        return _fail(TilenetError(error.format_message(), where, "see --help", code=2), arguments)
+    except typer.Exit as done:
+        return int(done.exit_code)
+    except typer.Abort:
+        return 130
+    except Exception as error:  # the last resort: one line, whatever it is
+        what = f"{type(error).__name__}: {error}"
+        bug = TilenetError(f"a defect in tilenet: {what}", "", "--debug shows where", code=1)
+        return _fail(bug, arguments)
+    finally:
+        logger.removeHandler(handler)

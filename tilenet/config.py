@@ -1,0 +1,140 @@
+"""What a run is asked to do: frozen, validated, from flags or a TOML file."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tilenet.blend import Activation, Blend
+from tilenet.errors import UsageError
+
+__all__ = ["DEFAULT_CHUNK", "PredictConfig", "load_config"]
+
+DEFAULT_CHUNK = 768
+"""Chunk side: 3·2⁸, so that blocks of whole chunks hold whole strides of the usual tiles."""
+
+
+class PredictConfig(BaseModel):
+    """Options of predict, named as on the command line.
+
+    Parameters
+    ----------
+    model : str
+        Bundled name, model folder, ``.onnx`` file or ``hf://org/name``.
+    model_config_file : Path or None
+        A `tilenet.json` that beats the model's own.
+    tile, overlap : int or None
+        Pixels; None follows the model card.
+    blend : Blend
+        Window.
+    batch_size : int or None
+        Tiles per forward call; never changes the result.
+    device, backend, precision : str
+        "auto" chooses the fastest.
+    level : int
+        Pyramid level to read.
+    bands : tuple of int or None
+        Bands from 1.
+    threshold : float or None
+        Beats the card's.
+    probabilities : bool
+        Store them too.
+    format : {"zarr", "cog", "png"} or None
+        None follows the output's suffix or the input.
+    zarr_format : {"auto", "2", "3"}
+        "auto": 3 for georeferenced input, else 2.
+    scheduler : str
+        "local", "processes:N", "tcp://host:port".
+    block, chunk : int or None, int
+        Pixels a side; a block is a whole number of chunks.
+    skip_nodata : bool
+        Skip tiles that hold no kept pixel; never changes the result.
+    overwrite : bool
+        Replace an output of ours.
+    classes, mean, std, value_range, activation : optional
+        Card keys for a model folder without a `tilenet.json`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    model: str = "nuclei"
+    model_config_file: Path | None = None
+    tile: Annotated[int, Field(ge=1, le=16384)] | None = None
+    overlap: Annotated[int, Field(ge=0)] | None = None
+    blend: Blend = Blend.GAUSSIAN
+    batch_size: Annotated[int, Field(ge=1, le=1024)] | None = None
+    device: str = "auto"
+    backend: str = "auto"
+    precision: str = "auto"
+    level: Annotated[int, Field(ge=0)] = 0
+    bands: tuple[int, ...] | None = None
+    threshold: float | None = None
+    probabilities: bool = False
+    format: Literal["zarr", "cog", "png"] | None = None
+    zarr_format: Literal["auto", "2", "3"] = "auto"
+    scheduler: str = "local"
+    block: Annotated[int, Field(ge=1)] | None = None
+    chunk: Annotated[int, Field(ge=1, le=8192)] = DEFAULT_CHUNK
+    skip_nodata: bool = True
+    overwrite: bool = False
+    classes: tuple[str, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    value_range: tuple[float, float] | None = None
+    activation: Activation | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PredictConfig:
+        if self.block is not None and self.block % self.chunk:
+            raise ValueError(f"block: {self.block} is no whole number of chunks of {self.chunk}")
+        if self.tile is not None and self.overlap is not None and 4 * self.overlap > 3 * self.tile:
+            raise ValueError("overlap: at most 75 % of the tile")
+        return self
+
+    def card_overrides(self) -> dict[str, Any]:
+        """Return the card keys that the command line gives."""
+        keys: dict[str, Any] = {
+            "mean": self.mean,
+            "std": self.std,
+            "value_range": self.value_range,
+            "activation": self.activation,
+            "threshold": self.threshold,
+        }
+        if self.classes is not None:
+            keys["classes"] = [{"id": k, "name": name} for k, name in enumerate(self.classes)]
+        return {key: value for key, value in keys.items() if value is not None}
+
+
+def load_config(path: Path | None, flags: dict[str, Any]) -> PredictConfig:
+    """Return the configuration from a TOML file and flags; flags win.
+
+    Parameters
+    ----------
+    path : Path or None
+        A TOML file with the option names as keys.
+    flags : dict
+        Options given on the command line.
+
+    Raises
+    ------
+    UsageError
+        The file does not read, or a key or value is off.
+    """
+    keys: dict[str, Any] = {}
+    if path is not None:
+        try:
+            keys = tomllib.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UsageError(f"the config does not read: {error}", path, "correct it") from error
+    keys = {key.replace("-", "_"): value for key, value in keys.items()} | flags
+    try:
+        return PredictConfig.model_validate(keys)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        option = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
+        where = option if first["loc"] else "--" + message.partition(":")[0]
+        raise UsageError(message, where, "see tilenet predict --help") from error

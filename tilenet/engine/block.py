@@ -1,0 +1,291 @@
+"""One block: forward its tiles into sums, join its neighbours' strips, decide its pixels.
+
+No Dask and no files: pixels come in, arrays go out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilenet.blend import Blend, Decision, axis_weights, decide, quantise
+from tilenet.classes import NODATA
+from tilenet.geometry import Window
+from tilenet.lattice import Lattice
+from tilenet.models.session import Session, SumsLike, Tile
+
+__all__ = ["BlockJob", "Forwarded", "drive", "join", "read_window"]
+
+
+def read_window(lattice: Lattice, block: int) -> Window:
+    """Return the pixels a block needs: its core and its own tiles, padding included."""
+    core = lattice.core(block)
+    rows, cols = lattice.own_tiles(block)
+    row_stop, col_stop = core.row_stop, core.col_stop
+    height, width = lattice.tile_shape
+    if rows and cols:
+        row_stop = max(row_stop, lattice.rows.origin(rows[-1]) + height)
+        col_stop = max(col_stop, lattice.cols.origin(cols[-1]) + width)
+    return Window.from_bounds(core.row, core.col, row_stop, col_stop)
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """What a block's own tiles give.
+
+    Parameters
+    ----------
+    mask : ndarray, shape (h, w), uint8
+        The core: classes where no other block's tile reaches, 255 where not kept.
+    probabilities : ndarray, shape (K, h, w), uint8, or None
+        Likewise; 0 where not kept.
+    top : ndarray, shape (K, rows, w), int32
+        Own sums of the core's leading rows, which other blocks' tiles reach.
+    left : ndarray, shape (K, h − rows, cols), int32
+        Own sums of the leading columns below them.
+    strips : dict of int to ndarray, (K, …), int32
+        Own sums in other blocks' cores, by block.
+    tiles_forwarded, tiles_skipped, nonfinite : int
+        Tiles, and scores that were NaN or infinite.
+    """
+
+    mask: NDArray[np.uint8]
+    probabilities: NDArray[np.uint8] | None
+    top: NDArray[np.int32]
+    left: NDArray[np.int32]
+    strips: dict[int, NDArray[np.int32]]
+    tiles_forwarded: int
+    tiles_skipped: int
+    nonfinite: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A tile of a block: its numbers and its first pixel in the raster."""
+
+    number: tuple[int, int]
+    row: int
+    col: int
+
+
+class BlockJob:
+    """The forward half of one block, fed tile by tile.
+
+    Sums are kept for one tile height only: rows that no further tile of the block reaches leave as
+    classes, frame or strips.
+
+    Parameters
+    ----------
+    lattice : Lattice
+        Tiles and blocks.
+    block : int
+        Which block.
+    valid : ndarray or None
+        Kept pixels of `read_window`, (h, w) bool; None = all.
+    channels : int
+        K.
+    blend : Blend
+        Window.
+    decision : Decision
+        Activation and threshold.
+    probabilities : bool
+        Whether they are wanted.
+    skip : bool
+        Skip tiles without kept pixels.
+    only : Window or None
+        Forward just the tiles that reach into this window (to remake a lost strip).
+    """
+
+    def __init__(
+        self,
+        lattice: Lattice,
+        block: int,
+        valid: NDArray[np.bool_] | None,
+        *,
+        channels: int,
+        blend: Blend,
+        decision: Decision,
+        probabilities: bool = False,
+        skip: bool = True,
+        only: Window | None = None,
+    ) -> None:
+        self._lattice, self._blend, self._decision = lattice, blend, decision
+        self._channels = channels
+        self._window = read_window(lattice, block)
+        self._core = core = lattice.core(block)
+        self._reach = lattice.reach(block)
+        self._valid = valid
+        self._takers = {t: lattice.strip(block, t) for t in lattice.takers(block)}
+        frame_rows, frame_cols = lattice.shared(block)
+        self._interior = Window.from_bounds(
+            core.row + frame_rows, core.col + frame_cols, core.row_stop, core.col_stop
+        )
+        self._mask = np.zeros((core.height, core.width), np.uint8)
+        self._probabilities = (
+            np.zeros((channels, core.height, core.width), np.uint8) if probabilities else None
+        )
+        self._top = np.zeros((channels, frame_rows, core.width), np.int32)
+        self._left = np.zeros((channels, core.height - frame_rows, frame_cols), np.int32)
+        self._strips = {
+            t: np.zeros((channels, w.height, w.width), np.int32) for t, w in self._takers.items()
+        }
+        rows, cols = lattice.own_tiles(block)
+        every = [
+            _Part((i, j), lattice.rows.origin(i), lattice.cols.origin(j))
+            for i in rows for j in cols
+        ]  # fmt: skip
+        if only is not None:
+            every = [p for p in every if self._tile_window(p).intersection(only).pixels]
+        self.parts = [p for p in every if not skip or self._kept(p)]
+        self._skipped = len(every) - len(self.parts)
+        self._sums: SumsLike | None = None
+        self._nonfinite = 0
+        self._row = self._reach.row
+
+    def _tile_window(self, part: _Part) -> Window:
+        """Return a tile's pixels within the raster."""
+        height, width = self._lattice.tile_shape
+        return Window(part.row, part.col, height, width).intersection(
+            Window(0, 0, self._lattice.rows.size, self._lattice.cols.size)
+        )
+
+    def _kept(self, part: _Part) -> bool:
+        if self._valid is None:
+            return True
+        window = self._tile_window(part)
+        return bool(self._valid[window.slices(self._window.row, self._window.col)].any())
+
+    def tiles(self, pixels: Any) -> list[Tile]:
+        """Return the tiles to forward, in order, in the pixels that `Session.load` gave."""
+        return [(pixels, p.row - self._window.row, p.col - self._window.col) for p in self.parts]
+
+    def add(self, index: int, scores: Any, session: Session) -> None:
+        """Add the scores of tile number `index` of `tiles`; they come in order."""
+        part = self.parts[index]
+        height, _ = self._lattice.tile_shape
+        if self._sums is None:
+            self._row = part.row
+            self._sums = session.sums(height, self._reach.width, self._decision)
+        if part.row > self._row:
+            self._flush(part.row)
+        weights = (
+            axis_weights(self._lattice.rows, part.number[0], self._blend),
+            axis_weights(self._lattice.cols, part.number[1], self._blend),
+        )
+        self._sums.add(scores, 0, part.col - self._reach.col, weights)
+        if index == len(self.parts) - 1:
+            self._flush(max(self._reach.row_stop, self._row))
+            self._nonfinite = self._sums.nonfinite
+            self._sums = None  # in a pack, the next raster's sums need the memory
+
+    def _flush(self, row: int) -> None:
+        """Hand out the finished rows above `row` and move the sums down to it."""
+        assert self._sums is not None
+        height, _ = self._lattice.tile_shape
+        stop = min(row, self._row + height, self._reach.row_stop)
+        done = Window.from_bounds(self._row, self._reach.col, stop, self._reach.col_stop)
+        for target, window in self._outlets():
+            part = window.intersection(done)
+            if part.pixels:
+                inside = (slice(None), *part.slices(window.row, window.col))
+                target[inside] = self._sums.take(*part.slices(self._row, self._reach.col))
+        part = self._interior.intersection(done)
+        if part.pixels:
+            here = part.slices(self._row, self._reach.col)
+            inside_core = part.slices(self._core.row, self._core.col)
+            self._mask[inside_core] = self._sums.decide(*here)
+            if self._probabilities is not None:
+                self._probabilities[(slice(None), *inside_core)] = self._sums.quantise(*here)
+        self._sums.shift(row - self._row)
+        self._row = row
+
+    def _outlets(self) -> Iterator[tuple[NDArray[np.int32], Window]]:
+        core, interior = self._core, self._interior
+        yield self._top, Window.from_bounds(core.row, core.col, interior.row, core.col_stop)
+        yield self._left, Window.from_bounds(interior.row, core.col, core.row_stop, interior.col)
+        for taker, window in self._takers.items():
+            yield self._strips[taker], window
+
+    def finish(self) -> Forwarded:
+        """Return everything, once all tiles were added."""
+        assert self._sums is None, "tiles are missing"
+        if self._valid is not None:
+            core = self._core
+            dropped = ~self._valid[core.slices(self._window.row, self._window.col)]
+            self._mask[dropped] = NODATA
+            if self._probabilities is not None:
+                self._probabilities[:, dropped] = 0
+        return Forwarded(
+            self._mask,
+            self._probabilities,
+            self._top,
+            self._left,
+            self._strips,
+            len(self.parts),
+            self._skipped,
+            self._nonfinite,
+        )
+
+
+def drive(session: Session, jobs: Sequence[tuple[BlockJob, Any]], shape: tuple[int, int]) -> None:
+    """Forward the tiles of one or several blocks whose tiles have one shape, sharing batches.
+
+    Parameters
+    ----------
+    session : Session
+        The network; its lock is held by the caller.
+    jobs : sequence of (BlockJob, pixels)
+        Pixels as `Session.load` gave them.
+    shape : tuple of int
+        Tile height and width.
+    """
+    tiles = [tile for job, pixels in jobs for tile in job.tiles(pixels)]
+    places = ((job, k) for job, _ in jobs for k in range(len(job.parts)))
+    for (job, k), scores in zip(places, session.scores(tiles, shape), strict=True):
+        job.add(k, scores, session)
+
+
+def join(
+    lattice: Lattice,
+    block: int,
+    own: Forwarded,
+    strips: dict[int, NDArray[np.int32]],
+    decision: Decision,
+) -> None:
+    """Add the neighbours' strips to a block's frame and decide it, in place in `own.mask`.
+
+    Parameters
+    ----------
+    lattice : Lattice
+        Tiles and blocks.
+    block : int
+        Which block.
+    own : Forwarded
+        Its forward half; `mask`, `probabilities`, `top` and `left` are changed.
+    strips : dict of int to ndarray
+        By giver, every one of `lattice.givers(block)`.
+    decision : Decision
+        Activation and threshold.
+    """
+    core = lattice.core(block)
+    rows, cols = lattice.shared(block)
+    top = Window.from_bounds(core.row, core.col, core.row + rows, core.col_stop)
+    left = Window.from_bounds(core.row + rows, core.col, core.row_stop, core.col + cols)
+    for sums, frame in ((own.top, top), (own.left, left)):
+        for giver, strip in strips.items():
+            window = lattice.strip(giver, block)
+            part = window.intersection(frame)
+            if part.pixels:
+                inside = (slice(None), *part.slices(frame.row, frame.col))
+                sums[inside] += strip[(slice(None), *part.slices(window.row, window.col))]
+        if not frame.pixels:
+            continue
+        where = frame.slices(core.row, core.col)
+        kept = own.mask[where] != NODATA
+        own.mask[where] = np.where(kept, decide(sums, decision), np.uint8(NODATA))
+        if own.probabilities is not None:
+            own.probabilities[(slice(None), *where)] = quantise(sums, decision) * kept

@@ -1,0 +1,165 @@
+"""One raster of many blocks, from an empty or half-done run folder to its finished mask."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tilenet import durable
+from tilenet.engine.journal import BlockRecord, Journal
+from tilenet.engine.meter import Meter
+from tilenet.engine.output import (
+    Finished,
+    differing,
+    export,
+    locked,
+    plan_document,
+    publish,
+    remove_run_folder,
+    run_folder,
+    upper_levels,
+)
+from tilenet.engine.plan import Plan
+from tilenet.engine.run import Executor, Progress, run_blocks
+from tilenet.engine.task import PLAN, STORE, STRIPS
+from tilenet.errors import OutputError
+from tilenet.sinks import MaskStore
+from tilenet.sources import open_raster
+
+__all__ = ["LargeResult", "plan_in_progress", "run_large"]
+
+JOURNAL = "journal.jsonl"
+_UPPER = -1  # the journal's number for the levels that no block makes alone
+
+
+@dataclass(frozen=True, slots=True)
+class LargeResult:
+    """What became of a raster of many blocks.
+
+    Parameters
+    ----------
+    done : Finished
+        Figures.
+    resumed : int
+        Blocks that an earlier run had finished.
+    meter : Meter
+        What this run took.
+    """
+
+    done: Finished
+    resumed: int
+    meter: Meter
+
+
+def plan_in_progress(out: Path) -> Plan | None:
+    """Return the plan of an unfinished run of this output, None if there is none that reads."""
+    try:
+        return Plan.load((run_folder(out) / PLAN).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _adopt(plan: Plan, out: Path, folder: Path, *, overwrite: bool) -> Plan:
+    """Return the plan to go on with; empties the folder for a new one.
+
+    A resume keeps the blocks as they were cut; where raster and model lie may have changed.
+    """
+    known = plan_in_progress(out)
+    if known is not None and known.hash == plan.hash:
+        return replace(plan, lattice=known.lattice)
+    if known is not None and not overwrite:
+        keys = ", ".join(differing(plan.identity(), known.identity()))
+        raise OutputError(
+            f"an unfinished run of this output differs in {keys}",
+            folder,
+            "give its options to resume it, or --overwrite to drop it",
+        )
+    for name in (PLAN, JOURNAL):
+        (folder / name).unlink(missing_ok=True)
+    for name in (STORE, STRIPS):
+        if (folder / name).exists():
+            shutil.rmtree(folder / name)
+    return plan
+
+
+def _check_unchanged(plan: Plan) -> None:
+    """Raise unless the source is what was planned."""
+    now = open_raster(plan.raster.path, plan.raster.bands, plan.raster.level).info
+    if now.fingerprint != plan.raster.fingerprint:
+        raise OutputError(
+            "the source changed while it was read",
+            plan.raster.path,
+            "run again with --overwrite once it is at rest",
+            code=3,
+        )
+
+
+def run_large(
+    plan: Plan, out: Path, executor: Executor, progress: Progress, *, overwrite: bool
+) -> LargeResult:
+    """Run a plan to its finished output, going on where an earlier run stopped.
+
+    Parameters
+    ----------
+    plan : Plan
+        The run.
+    out : Path
+        The mask's final name.
+    executor : Executor
+        Where the tasks run.
+    progress : callable
+        Called with finished pixels.
+    overwrite : bool
+        Replace an output or an unfinished run of ours.
+
+    Raises
+    ------
+    OutputError
+        Another run owns the output, or an unfinished one has another plan.
+    """
+    folder = run_folder(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        plan = _adopt(plan, out, folder, overwrite=overwrite)
+        (folder / STRIPS).mkdir(exist_ok=True)
+        store = MaskStore(folder / STORE, plan.spec)
+        if not store.root.exists():
+            store.create()
+        durable.write(folder / PLAN, plan.dump())
+        with Journal(folder / JOURNAL) as journal:
+            resumed = len([b for b in journal.blocks if b >= 0])
+            progress(sum(journal.pixels.values()))
+            meter = run_blocks(plan, folder, journal, executor, progress)
+            _check_unchanged(plan)
+            done = _finish(plan, folder, out, journal, overwrite=overwrite)
+        remove_run_folder(folder)
+    return LargeResult(done, resumed, meter)
+
+
+def _finish(plan: Plan, folder: Path, out: Path, journal: Journal, *, overwrite: bool) -> Finished:
+    """Upper levels, metadata, export, final name: each may be done again after a crash."""
+    store = MaskStore(folder / STORE, plan.spec)
+    if _UPPER not in journal.blocks:
+        stored = upper_levels(store, plan.block_levels + 1)
+        files = tuple((chunk.path, chunk.sha256, chunk.size) for chunk in stored)
+        journal.append([BlockRecord(_UPPER, files, {}, 0, 0)])
+    blocks = plan.lattice.blocks
+    done = Finished(dict(journal.pixels), journal.tiles, journal.tiles_skipped, blocks)
+    if plan.format == "zarr":
+        store.finish(
+            done.pixels, {"plan": plan_document(plan, done), "journal": journal.dump()}
+        )
+        publish(store.root, out, overwrite=overwrite)
+    else:
+        export(
+            plan,
+            lambda window: store.read("mask", window),
+            lambda window: store.read("prob", window),
+            out,
+            done,
+            overwrite=overwrite,
+        )
+    return done
+
+

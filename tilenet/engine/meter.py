@@ -1,0 +1,141 @@
+"""What a run took: seconds, tiles, memory."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+__all__ = ["Meter", "Spans", "peak_rss"]
+
+
+def peak_rss() -> int:
+    """Return the most memory this process has held, in bytes."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource
+
+    # Elsewhere than on Linux: bytes on macOS, and never an inherited peak.
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+@dataclass
+class Spans:
+    """What one task measured, as plain values that travel between processes.
+
+    Parameters
+    ----------
+    forward : list of (float, float)
+        When forwards ran, in seconds of the system's clock.
+    read, write : float
+        Seconds spent.
+    forwarded : int
+        Tiles forwarded.
+    nonfinite : int
+        Scores that were NaN or infinite.
+    strip_bytes : int
+        Bytes of strips and halves written.
+    pid, rss : int
+        Process and its peak memory in bytes.
+    """
+
+    forward: list[tuple[float, float]] = field(default_factory=list)
+    read: float = 0.0
+    write: float = 0.0
+    forwarded: int = 0
+    nonfinite: int = 0
+    strip_bytes: int = 0
+    pid: int = field(default_factory=os.getpid)
+    rss: int = 0
+
+    @contextmanager
+    def forwarding(self) -> Iterator[None]:
+        """Count the time within as a running forward."""
+        start = time.time()
+        try:
+            yield
+        finally:
+            self.forward.append((start, time.time()))
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Count the time within as reading."""
+        start = time.perf_counter()
+        yield
+        self.read += time.perf_counter() - start
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Count the time within as writing."""
+        start = time.perf_counter()
+        yield
+        self.write += time.perf_counter() - start
+
+    def close(self) -> Spans:
+        """Note the memory; returns itself."""
+        self.rss = peak_rss()
+        return self
+
+
+@dataclass
+class Meter:
+    """The sum of all tasks' spans.
+
+    Parameters
+    ----------
+    read_seconds, write_seconds : float
+        Added up over threads and processes.
+    tiles_forwarded, nonfinite, strip_bytes : int
+        Totals.
+    """
+
+    read_seconds: float = 0.0
+    write_seconds: float = 0.0
+    tiles_forwarded: int = 0
+    nonfinite: int = 0
+    strip_bytes: int = 0
+    _forward_end: float = 0.0
+    _forward_seconds: float = 0.0
+    _pending: list[tuple[float, float]] = field(default_factory=list)
+    _rss: dict[int, int] = field(default_factory=dict)
+
+    def add(self, spans: Spans) -> None:
+        """Add one task."""
+        self.read_seconds += spans.read
+        self.write_seconds += spans.write
+        self.tiles_forwarded += spans.forwarded
+        self.nonfinite += spans.nonfinite
+        self.strip_bytes += spans.strip_bytes
+        self._rss[spans.pid] = max(self._rss.get(spans.pid, 0), spans.rss)
+        self._pending += spans.forward
+        if len(self._pending) > 4096:
+            self._fold(keep=1024)
+
+    def _fold(self, keep: int) -> None:
+        """Add the union of all but the latest intervals to the total."""
+        self._pending.sort()
+        done, self._pending = (
+            self._pending[: len(self._pending) - keep],
+            self._pending[len(self._pending) - keep :],
+        )
+        for start, stop in done:
+            self._forward_seconds += max(0.0, stop - max(start, self._forward_end))
+            self._forward_end = max(self._forward_end, stop)
+
+    @property
+    def forward_seconds(self) -> float:
+        """Wall time during which a forward ran anywhere."""
+        self._fold(keep=0)
+        return self._forward_seconds
+
+    @property
+    def peak_rss_bytes(self) -> int:
+        """Peak memory of all processes, added up."""
+        return sum((self._rss | {os.getpid(): peak_rss()}).values())

@@ -1,0 +1,307 @@
+"""Packs: several small rasters handled as one block, their tiles sharing batches."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+from numpy.typing import NDArray
+
+from tilenet.config import PredictConfig
+from tilenet.engine.block import BlockJob, Forwarded, drive, read_window
+from tilenet.engine.journal import BlockRecord, encode
+from tilenet.engine.meter import Spans
+from tilenet.engine.output import (
+    Finished,
+    check_output,
+    export,
+    plan_document,
+    publish,
+    run_folder,
+    upper_levels,
+)
+from tilenet.engine.plan import Format, Plan, make_plan
+from tilenet.engine.task import class_pixels, session_for
+from tilenet.errors import TilenetError
+from tilenet.geometry import Window
+from tilenet.models.session import NetworkShape, Setup
+from tilenet.models.store import ModelFiles
+from tilenet.sinks import MaskStore
+from tilenet.sources import Raster, open_raster
+
+__all__ = ["Job", "PackItem", "Request", "pack_task", "plan_for"]
+
+_PACK_PIXELS = 1 << 23  # pixels held at a time; a larger raster is read alone
+_ZARR_SIDE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What all rasters of one run have in common.
+
+    Parameters
+    ----------
+    config : PredictConfig
+        Options.
+    files : ModelFiles
+        The model.
+    shape : NetworkShape
+        What it takes and gives.
+    setup : Setup
+        What it runs on.
+    """
+
+    config: PredictConfig
+    files: ModelFiles
+    shape: NetworkShape
+    setup: Setup
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One raster and where its mask goes.
+
+    Parameters
+    ----------
+    path : Path
+        The raster.
+    out : Path
+        The mask; without an ending if the raster decides its format.
+    """
+
+    path: Path
+    out: Path
+
+
+@dataclass(slots=True)
+class PackItem:
+    """What became of one raster of a pack.
+
+    Parameters
+    ----------
+    job : Job
+        The raster.
+    plan : Plan or None
+        None if it could not be planned.
+    out : Path or None
+        Its mask's final name.
+    done : Finished or None
+        Figures; None if it failed or is too large for a pack.
+    resumed : bool
+        The mask was there already.
+    error : TilenetError or None
+        Why it failed.
+    """
+
+    job: Job
+    plan: Plan | None = None
+    out: Path | None = None
+    done: Finished | None = None
+    resumed: bool = False
+    error: TilenetError | None = None
+
+
+@dataclass(slots=True)
+class _Loaded:
+    item: PackItem
+    plan: Plan
+    out: Path
+    pixels: NDArray[Any]
+    block: BlockJob = field(repr=False)
+
+
+SUFFIXES: dict[str, Format] = {".zarr": "zarr", ".tif": "cog", ".tiff": "cog", ".png": "png"}
+_ENDINGS = {"zarr": ".zarr", "cog": ".tif", "png": ".png"}
+
+
+def _format(raster: Raster, config: PredictConfig) -> Format:
+    info = raster.info
+    if config.format is not None:
+        return config.format
+    if max(info.height, info.width) > _ZARR_SIDE:
+        return "zarr"
+    return "cog" if info.georeference.is_georeferenced else "png"
+
+
+def plan_for(job: Job, request: Request, *, named: bool) -> tuple[Plan, Path]:
+    """Open a raster and plan its mask.
+
+    Parameters
+    ----------
+    job : Job
+        The raster.
+    request : Request
+        The run.
+    named : bool
+        `job.out` is the mask's own name, whose ending gives the format.
+
+    Returns
+    -------
+    plan : Plan
+    out : Path
+        The mask's name.
+
+    Raises
+    ------
+    InputError, ModelError, UsageError
+        The raster does not open or does not fit.
+    """
+    config = request.config
+    raster = open_raster(job.path, config.bands, config.level)
+    if named:
+        output: Format = config.format or SUFFIXES[job.out.suffix.lower()]
+        out = job.out
+    else:
+        output = _format(raster, config)
+        out = job.out.with_name(job.out.name + _ENDINGS[output])
+    plan = make_plan(raster.info, request.files, request.shape, request.setup, config, output)
+    return plan, out
+
+
+def _load(item: PackItem, plan: Plan, out: Path, spans: Spans) -> _Loaded:
+    with spans.reading():
+        pixels, valid = Raster(plan.raster).read(
+            read_window(plan.lattice, 0), plan.model.card.offset
+        )
+    block = BlockJob(
+        plan.lattice,
+        0,
+        valid,
+        channels=plan.channels,
+        blend=plan.blend,
+        decision=plan.decision,
+        probabilities=plan.probabilities,
+        skip=plan.skip_nodata,
+    )
+    return _Loaded(item, plan, out, pixels, block)
+
+
+def _group(loaded: _Loaded) -> tuple[str, tuple[int, int]]:
+    return loaded.plan.raster.dtype, loaded.plan.lattice.tile_shape
+
+
+def _forward(pack: list[_Loaded], request: Request, spans: Spans) -> None:
+    for (dtype, shape), same in groupby(sorted(pack, key=_group), key=_group):
+        session = session_for(request.files, request.setup, dtype)
+        with session.lock, spans.forwarding():
+            drive(session, [(one.block, session.load(one.pixels)) for one in same], shape)
+
+
+def _write(loaded: _Loaded, config: PredictConfig, spans: Spans) -> Finished:
+    plan, out = loaded.plan, loaded.out
+    done = loaded.block.finish()
+    spans.forwarded += done.tiles_forwarded
+    spans.nonfinite += done.nonfinite
+    finished = Finished(
+        class_pixels(done.mask, len(plan.spec.classes)),
+        done.tiles_forwarded + done.tiles_skipped,
+        done.tiles_skipped,
+        1,
+    )
+    folder = run_folder(out)
+    if plan.format == "zarr" or out.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        if plan.format == "zarr":
+            _write_store(plan, done, finished, folder)
+            publish(folder / "store", out, overwrite=config.overwrite)
+        else:
+            export(
+                plan,
+                lambda window: done.mask[window.slices()],
+                lambda window: _planes(done, window),
+                out,
+                finished,
+                overwrite=config.overwrite,
+            )
+    finally:
+        if folder.exists():
+            shutil.rmtree(folder)
+    return finished
+
+
+def _planes(done: Forwarded, window: Window) -> NDArray[Any]:
+    assert done.probabilities is not None
+    return done.probabilities[(slice(None), *window.slices())]
+
+
+def _write_store(plan: Plan, done: Forwarded, finished: Finished, folder: Path) -> None:
+    root = folder / "store"
+    if root.exists():
+        shutil.rmtree(root)
+    store = MaskStore(root, plan.spec)
+    store.create()
+    stored = store.write("mask", done.mask, 0, 0)
+    if done.probabilities is not None:
+        stored += store.write("prob", done.probabilities, 0, 0)
+    stored += upper_levels(store, 1)
+    files = tuple((c.path, c.sha256, c.size) for c in stored)
+    record = BlockRecord(0, files, finished.pixels, finished.tiles, finished.tiles_skipped)
+    store.finish(
+        finished.pixels, {"plan": plan_document(plan, finished), "journal": encode(record)}
+    )
+
+
+def pack_task(
+    jobs: Iterable[Job], request: Request, *, named: bool = False
+) -> tuple[list[PackItem], Spans]:
+    """Segment small rasters, sharing batches; each succeeds or fails alone.
+
+    A raster of more than one block is planned and handed back.
+
+    Parameters
+    ----------
+    jobs : iterable of Job
+        The rasters.
+    request : Request
+        What they have in common.
+    named : bool
+        See `plan_for`.
+    """
+    items, spans = [], Spans()
+    pack: list[_Loaded] = []
+
+    def flush() -> None:
+        _forward(pack, request, spans)
+        for loaded in pack:
+            with _noting(loaded.item), spans.writing():
+                loaded.item.done = _write(loaded, request.config, spans)
+        pack.clear()
+
+    for job in jobs:
+        item = PackItem(job)
+        items.append(item)
+        with _noting(item):
+            plan, out = plan_for(job, request, named=named)
+            item.plan, item.out = plan, out
+            item.done = check_output(out, plan, overwrite=request.config.overwrite)
+            item.resumed = item.done is not None
+            if not item.resumed and plan.lattice.blocks == 1:
+                out.parent.mkdir(parents=True, exist_ok=True)
+                pack.append(_load(item, plan, out, spans))
+        if sum(loaded.pixels.size for loaded in pack) > _PACK_PIXELS:
+            flush()
+    flush()
+    return items, spans.close()
+
+
+class _noting:
+    """Keep an error with its raster, so that the others go on."""
+
+    def __init__(self, item: PackItem) -> None:
+        self._item = item
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, TilenetError) and error.code in (3, 4, 5):
+            self._item.error = error
+            return True
+        return False
+
+

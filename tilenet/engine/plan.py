@@ -1,0 +1,262 @@
+"""A plan: everything that decides the bytes of one mask, as parameters, made once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from tilenet.blend import Blend, Decision
+from tilenet.config import PredictConfig
+from tilenet.errors import ModelError, UsageError
+from tilenet.lattice import Axis, Lattice
+from tilenet.models.session import NetworkShape, Setup
+from tilenet.models.store import ModelFiles
+from tilenet.sinks import MaskSpec, zarr_format_for
+from tilenet.sources import RasterInfo
+
+__all__ = ["Format", "Plan", "TileChoice", "choose_tile", "make_plan"]
+
+SCHEMA = 1
+"""Version of the arithmetic: two tilenet releases with one number give the same bytes."""
+
+Format = Literal["zarr", "cog", "png"]
+
+_LOCAL_TILE, _LOCAL_OVERLAP = 1024, 256
+_UNKNOWN_TILE = 512
+_BLOCK_CHUNKS = 4
+_MAX_SUMS_BYTES = 1 << 29
+
+
+@dataclass(frozen=True, slots=True)
+class TileChoice:
+    """Tile and overlap in use.
+
+    Parameters
+    ----------
+    tile, overlap, divisor : int
+        Pixels; tile and stride are multiples of the divisor.
+    fixed : bool
+        The network takes no other tile.
+    """
+
+    tile: int
+    overlap: int
+    divisor: int
+    fixed: bool
+
+
+def choose_tile(files: ModelFiles, shape: NetworkShape, config: PredictConfig) -> TileChoice:
+    """Choose tile and overlap: the flags, else the card, else by the network's context.
+
+    A network without global context runs on tiles larger than those it was trained on: that is
+    closer to the whole-image pass, and faster. Sides are rounded up, strides down, to the divisor.
+
+    Raises
+    ------
+    UsageError
+        The overlap is more than 75 % of the tile, or the network takes another tile.
+    """
+    card = files.card
+    if shape.fixed is not None:
+        height, width = shape.fixed
+        if height != width:
+            raise ModelError(f"takes tiles of {height}×{width} only", files.weights, "export square")
+        if config.tile not in (None, height):
+            raise UsageError(f"the network takes tiles of {height} only", "--tile", "leave it out")
+        tile, divisor = height, 1
+    else:
+        divisor = files.divisor
+        default = card.tile or _UNKNOWN_TILE
+        if card.context == "local":
+            default = max(default, _LOCAL_TILE)
+        tile = -(-(config.tile or default) // divisor) * divisor
+    overlap = config.overlap
+    if overlap is None:
+        same = config.tile is None and tile == card.tile and card.overlap is not None
+        overlap = card.overlap if same else tile * _LOCAL_OVERLAP // _LOCAL_TILE
+    assert overlap is not None
+    if 4 * overlap > 3 * tile:
+        raise UsageError(f"overlap {overlap} is over 75 % of tile {tile}", "--overlap", "lower it")
+    stride = max(divisor, (tile - overlap) // divisor * divisor)
+    return TileChoice(tile, tile - stride, divisor, shape.fixed is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that decides the bytes of one mask.
+
+    Parameters
+    ----------
+    raster : RasterInfo
+        The input at its level.
+    model : ModelFiles
+        The network.
+    channels : int
+        Its output channels, K.
+    setup : Setup
+        What it runs on.
+    lattice : Lattice
+        Tiles and blocks.
+    blend : Blend
+        Window.
+    probabilities : bool
+        Whether they are stored.
+    format : {"zarr", "cog", "png"}
+        Output.
+    zarr_format : {2, 3}
+        Of the store.
+    chunk : int
+        Chunk side in pixels.
+    skip_nodata : bool
+        Whether tiles without kept pixels are skipped.
+    """
+
+    raster: RasterInfo
+    model: ModelFiles
+    channels: int
+    setup: Setup
+    lattice: Lattice
+    blend: Blend
+    probabilities: bool
+    format: Format
+    zarr_format: Literal[2, 3]
+    chunk: int
+    skip_nodata: bool
+
+    @property
+    def decision(self) -> Decision:
+        """How sums become classes."""
+        card = self.model.card
+        return Decision(card.activation, card.threshold, self.blend is Blend.CROP)
+
+    @property
+    def spec(self) -> MaskSpec:
+        """What the mask looks like on disk."""
+        card = self.model.card
+        return MaskSpec(
+            height=self.raster.height,
+            width=self.raster.width,
+            classes=card.class_infos(),
+            georeference=self.raster.georeference,
+            chunk=self.chunk,
+            channels=card.channel_names(self.channels) if self.probabilities else (),
+            zarr_format=self.zarr_format,
+            title=card.name,
+        )
+
+    @property
+    def block_levels(self) -> int:
+        """How many pyramid levels a block makes alone: those in which it is whole chunks."""
+        core, levels = self.lattice.rows.core, 0
+        while core % (self.chunk << (levels + 1)) == 0:
+            levels += 1
+        return min(levels, len(self.spec.levels) - 1)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what makes this run this run; not how it is cut, scheduled or where it lies."""
+        rows = self.lattice.rows
+        card = self.model.card
+        return {
+            "schema": SCHEMA,
+            "input": self.raster.fingerprint,
+            "size": [self.raster.height, self.raster.width],
+            "bands": list(self.raster.bands),
+            "level": self.raster.level,
+            "model": self.model.sha256,
+            "classes": [c.name for c in card.class_infos()],
+            "threshold": card.threshold,
+            "tile": rows.tile,
+            "overlap": rows.tile - rows.stride,
+            "divisor": rows.divisor,
+            "blend": str(self.blend),
+            "backend": self.setup.backend,
+            "device": self.setup.device_class,
+            "precision": self.setup.precision,
+            "format": self.format,
+            "zarr_format": self.zarr_format,
+            "chunk": self.chunk,
+            "probabilities": self.probabilities,
+        }
+
+    @property
+    def hash(self) -> str:
+        """The hash of the identity."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+
+    def dump(self) -> bytes:
+        """Return the plan as JSON."""
+        return _adapter().dump_json(self)
+
+    @classmethod
+    def load(cls, text: bytes) -> Plan:
+        """Return the plan from its JSON; ValueError if it is none."""
+        return _adapter().validate_json(text)
+
+
+@lru_cache(maxsize=1)
+def _adapter() -> TypeAdapter[Plan]:
+    return TypeAdapter(Plan)
+
+
+def _core(chunk: int, tile: int, channels: int) -> int:
+    """Return the block side: 4 chunks, fewer where many classes would fill memory; ≥ a tile."""
+    chunks = _BLOCK_CHUNKS
+    while chunks * chunk < tile:
+        chunks *= 2
+    while chunks > 1 and chunks * chunk // 2 >= tile and (
+        4 * channels * tile * (chunks * chunk + tile) > _MAX_SUMS_BYTES
+    ):  # fmt: skip
+        chunks //= 2
+    return chunks * chunk
+
+
+def make_plan(
+    raster: RasterInfo,
+    files: ModelFiles,
+    shape: NetworkShape,
+    setup: Setup,
+    config: PredictConfig,
+    output: Format,
+) -> Plan:
+    """Make the plan of one raster.
+
+    Raises
+    ------
+    ModelError
+        The raster's bands are not the model's.
+    UsageError
+        Tile and overlap do not fit.
+    """
+    if len(raster.bands) != shape.bands:
+        raise ModelError(
+            f"the raster has {len(raster.bands)} bands (of {raster.count}), the model "
+            f"{files.card.name} wants {shape.bands}",
+            raster.path,
+            "choose with --bands, counted from 1",
+        )
+    choice = choose_tile(files, shape, config)
+    core = config.block or _core(config.chunk, choice.tile, shape.channels)
+
+    def axis(size: int) -> Axis:
+        stride = choice.tile - choice.overlap
+        return Axis(size, choice.tile, stride, choice.divisor, core, choice.fixed)
+
+    automatic = zarr_format_for(raster.georeference)
+    return Plan(
+        raster=raster,
+        model=files,
+        channels=shape.channels,
+        setup=setup,
+        lattice=Lattice(axis(raster.height), axis(raster.width)),
+        blend=config.blend,
+        probabilities=config.probabilities,
+        format=output,
+        zarr_format=automatic if config.zarr_format == "auto" else int(config.zarr_format),  # type: ignore[arg-type]
+        chunk=config.chunk,
+        skip_nodata=config.skip_nodata,
+    )

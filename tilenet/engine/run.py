@@ -1,0 +1,303 @@
+"""The run that drives a plan's blocks to completion. The only importer of Dask.
+
+Every task is named by a run folder and a block; a bounded number is in flight, and futures carry
+small reports only. A thread pool does for a few blocks; more go through an in-process Dask cluster,
+and `processes:N` or `tcp://…` through the same code on others.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from tilenet.engine import spill
+from tilenet.engine.journal import BlockRecord, Journal
+from tilenet.engine.meter import Meter
+from tilenet.engine.plan import Plan
+from tilenet.engine.task import STRIPS, forward_task, join_task
+from tilenet.errors import ClusterError, UsageError
+
+__all__ = ["Executor", "open_executor", "run_blocks", "run_many", "worker_count"]
+
+Progress = Callable[[int], None]
+"""Called with the number of pixels that were finished."""
+
+THREADS = 3
+"""Per worker process: one computes, one reads ahead, one joins and writes."""
+
+_FORWARDS_PER_WORKER = 2
+_MAX_JOINS = 16
+_FEW_BLOCKS = 64  # importing distributed and starting a cluster costs more than it gives
+
+
+class Executor(Protocol):
+    """Where tasks run."""
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Start a task; returns a future with `result` and `add_done_callback`."""
+
+    @property
+    def workers(self) -> int:
+        """How many processes run tasks."""
+
+
+class _Threads:
+    """Tasks in this process, without Dask."""
+
+    workers = 1
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="tilenet")
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return self._pool.submit(function, *arguments)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Dask:
+    """Tasks on a Dask cluster."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    @property
+    def workers(self) -> int:
+        return max(1, len(self._client.nthreads()))
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return self._client.submit(function, *arguments, pure=False)
+
+
+def _parse(scheduler: str) -> tuple[str, int]:
+    kind, _, count = scheduler.partition(":")
+    if kind in ("local", "processes"):
+        number = int(count) if count.isdigit() else 0 if count else 1
+        if number < 1 or (kind == "local" and count):
+            raise UsageError(f"no scheduler {scheduler}", "--scheduler", "write processes:N")
+        return kind, number
+    if kind in ("tcp", "tls"):
+        return "address", 0
+    raise UsageError(
+        f"no scheduler {scheduler}", "--scheduler", "choose local, processes:N, tcp://… or tls://…"
+    )
+
+
+def worker_count(scheduler: str) -> int:
+    """Return how many processes of this machine a scheduler starts (1 if it is elsewhere).
+
+    Raises
+    ------
+    UsageError
+        The scheduler is not known.
+    """
+    kind, number = _parse(scheduler)
+    return number if kind == "processes" else 1
+
+
+@contextmanager
+def open_executor(scheduler: str, tasks: int) -> Iterator[Executor]:
+    """Open what runs the tasks.
+
+    Parameters
+    ----------
+    scheduler : str
+        "local", "processes:N", "tcp://host:port" or "tls://host:port".
+    tasks : int
+        How many there will be; few are not worth a cluster.
+
+    Raises
+    ------
+    UsageError
+        The scheduler is not known.
+    ClusterError
+        It does not answer.
+    """
+    kind, number = _parse(scheduler)
+    if kind == "local" and tasks <= _FEW_BLOCKS:
+        threads = _Threads()
+        try:
+            yield threads
+        finally:
+            threads.close()
+        return
+    import distributed
+
+    # A worker's thread waits for the device while another computes; that is no event loop's fault.
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+    options: dict[str, Any] = {
+        "threads_per_worker": THREADS, "dashboard_address": None, "memory_limit": 0,
+    }  # fmt: skip
+    try:
+        if kind == "local":
+            cluster = distributed.LocalCluster(
+                n_workers=1, processes=False, protocol="inproc", **options
+            )
+        elif kind == "processes":
+            cluster = distributed.LocalCluster(n_workers=number, host="127.0.0.1", **options)
+        else:
+            cluster = None
+        client = distributed.Client(cluster or scheduler, timeout=15, set_as_default=False)
+    except (OSError, TimeoutError) as error:
+        raise ClusterError(f"no answer: {error}", scheduler, "is the scheduler running?") from error
+    try:
+        client.wait_for_workers(1, timeout=60)
+        yield _Dask(client)
+    except TimeoutError as error:
+        raise ClusterError("no worker has come", scheduler, "start dask worker") from error
+    finally:
+        client.close()
+        if cluster is not None:
+            cluster.close()
+
+
+class _State:
+    """Which blocks are forwarded and joined: one byte each."""
+
+    NEW, FORWARDED, JOINING, JOINED = range(4)
+
+    def __init__(self, plan: Plan, folder: Path, journal: Journal) -> None:
+        self._lattice = plan.lattice
+        self._state = bytearray(plan.lattice.blocks)
+        for path in (folder / STRIPS).glob("*.own"):
+            self._state[int(path.stem)] = self.FORWARDED
+        for block in journal.blocks:
+            if block >= 0:
+                self._state[block] = self.JOINED
+
+    def new_blocks(self) -> Iterator[int]:
+        """Yield the blocks to forward, row by row."""
+        block = self._state.find(self.NEW)
+        while block >= 0:
+            yield block
+            block = self._state.find(self.NEW, block + 1)
+
+    def forwarded(self, block: int) -> Iterator[int]:
+        """Note a forward; yield the blocks that can now be joined."""
+        if self._state[block] == self.NEW:
+            self._state[block] = self.FORWARDED
+        for candidate in (block, *self._lattice.takers(block)):
+            yield from self._ready(candidate)
+
+    def waiting(self) -> Iterator[int]:
+        """Yield the blocks that an earlier run left ready to be joined."""
+        block = self._state.find(self.FORWARDED)
+        while block >= 0:
+            yield from self._ready(block)
+            block = self._state.find(self.FORWARDED, block + 1)
+
+    def _ready(self, block: int) -> Iterator[int]:
+        if self._state[block] == self.FORWARDED and all(
+            self._state[giver] != self.NEW for giver in self._lattice.givers(block)
+        ):
+            self._state[block] = self.JOINING
+            yield block
+
+
+def _clean(folder: Path, plan: Plan, block: int) -> None:
+    """Remove what only this block needed."""
+    strips = folder / STRIPS
+    (strips / spill.own_name(block)).unlink(missing_ok=True)
+    for giver in plan.lattice.givers(block):
+        (strips / spill.strip_name(giver, block)).unlink(missing_ok=True)
+
+
+def run_blocks(
+    plan: Plan, folder: Path, journal: Journal, executor: Executor, progress: Progress
+) -> Meter:
+    """Forward and join every block that the journal does not list.
+
+    Parameters
+    ----------
+    plan : Plan
+        The run.
+    folder : Path
+        Its run folder, with plan, store and strips folder in place.
+    journal : Journal
+        Grows as blocks are done.
+    executor : Executor
+        Where the tasks run.
+    progress : callable
+        Called with finished pixels.
+
+    Returns
+    -------
+    Meter
+        Seconds, tiles and memory.
+    """
+    meter, state = Meter(), _State(plan, folder, journal)
+    done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    running: dict[Any, Callable[..., Any]] = {}
+    key = (str(folder.resolve()), plan.hash)
+
+    def submit(function: Callable[..., Any], block: int) -> None:
+        future = executor.submit(function, *key, block)
+        running[future] = function
+        future.add_done_callback(done.put)
+
+    for block in state.waiting():
+        submit(join_task, block)
+    blocks = state.new_blocks()
+    while True:
+        joins = sum(f is join_task for f in running.values())
+        while joins <= _MAX_JOINS and (
+            len(running) - joins < _FORWARDS_PER_WORKER * executor.workers
+        ):
+            block = next(blocks, -1)
+            if block < 0:
+                break
+            submit(forward_task, block)
+        if not running:
+            return meter
+        finished = [done.get()]
+        while not done.empty():
+            finished.append(done.get())
+        records: list[BlockRecord] = []
+        for future in finished:
+            function = running.pop(future)
+            result, spans = future.result()
+            meter.add(spans)
+            if function is join_task:
+                records.append(result)
+            else:
+                for block in state.forwarded(result):
+                    submit(join_task, block)
+        journal.append(records)
+        for record in records:
+            _clean(folder, plan, record.block)
+            progress(plan.lattice.core(record.block).pixels)
+
+
+def run_many(
+    executor: Executor, function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]
+) -> Iterator[Any]:
+    """Run one task per tuple of arguments, a bounded number at a time; yield results as they come.
+
+    Parameters
+    ----------
+    executor : Executor
+        Where the tasks run.
+    function : callable
+        The task.
+    arguments : iterable of tuple
+        Read as tasks finish.
+    """
+    done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    running, left = 0, iter(arguments)
+    while True:
+        while running < _FORWARDS_PER_WORKER * executor.workers:
+            values = next(left, None)
+            if values is None:
+                break
+            executor.submit(function, *values).add_done_callback(done.put)
+            running += 1
+        if not running:
+            return
+        yield done.get().result()
+        running -= 1

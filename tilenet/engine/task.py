@@ -1,0 +1,201 @@
+"""What a worker does: forward a block, join a block. Pure tasks that find all they need on disk.
+
+A task is named by the run folder and a block number; results stay in files, and only small reports
+travel. Doing a task twice, or in two places at once, gives the same files.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilenet.classes import NODATA
+from tilenet.engine import spill
+from tilenet.engine.block import BlockJob, Forwarded, drive, join, read_window
+from tilenet.engine.journal import BlockRecord
+from tilenet.engine.meter import Spans
+from tilenet.engine.plan import Plan
+from tilenet.geometry import Window
+from tilenet.models.session import Session, Setup, open_session
+from tilenet.models.store import ModelFiles
+from tilenet.pyramid import halve
+from tilenet.sinks import MaskStore, StoredChunk
+from tilenet.sources import Raster
+
+__all__ = ["PLAN", "STORE", "STRIPS", "Worker", "class_pixels", "forward_task", "join_task",
+           "session_for"]  # fmt: skip
+
+PLAN, STORE, STRIPS = "plan.json", "store", "strips"
+"""Names in the run folder."""
+
+_sessions: dict[tuple[str, Setup, str], Session] = {}
+_sessions_lock = threading.Lock()
+
+
+def session_for(files: ModelFiles, setup: Setup, dtype: str) -> Session:
+    """Return this process's session for a model, loading it the first time."""
+    key = (files.sha256, setup, dtype)
+    with _sessions_lock:
+        if key not in _sessions:
+            _sessions[key] = open_session(files, setup, dtype)
+        return _sessions[key]
+
+
+def class_pixels(mask: NDArray[np.uint8], classes: int) -> dict[int, int]:
+    """Return how many pixels each class has, and how many have no answer (255)."""
+    if classes <= 8:
+        values = [*range(classes), NODATA]
+        return {value: int(np.count_nonzero(mask == value)) for value in values}
+    total = np.zeros(256, np.int64)
+    for start in range(0, mask.shape[0], 64):  # bincount widens what it counts
+        total += np.bincount(mask[start : start + 64].ravel(), minlength=256)
+    return {value: int(total[value]) for value in (*range(classes), NODATA)}
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One run as a worker process sees it.
+
+    Parameters
+    ----------
+    folder : Path
+        The run folder.
+    plan : Plan
+        Read from it.
+    raster : Raster
+        The input.
+    store : MaskStore
+        The store in progress.
+    """
+
+    folder: Path
+    plan: Plan
+    raster: Raster
+    store: MaskStore
+
+    @classmethod
+    def at(cls, folder: Path) -> Worker:
+        """Return the worker of a run folder."""
+        plan = Plan.load((folder / PLAN).read_bytes())
+        return cls(folder, plan, Raster(plan.raster), MaskStore(folder / STORE, plan.spec))
+
+    @property
+    def session(self) -> Session:
+        """The network, shared by all runs of this process."""
+        return session_for(self.plan.model, self.plan.setup, self.plan.raster.dtype)
+
+    def strips(self, name: str) -> Path:
+        """Return the path of a spilled file."""
+        return self.folder / STRIPS / name
+
+    def forward(self, block: int, spans: Spans, only: Window | None = None) -> Forwarded:
+        """Read a block and forward its own tiles."""
+        plan = self.plan
+        with spans.reading():
+            pixels, valid = self.raster.read(
+                read_window(plan.lattice, block), plan.model.card.offset
+            )
+        session = self.session
+        job = BlockJob(
+            plan.lattice,
+            block,
+            valid,
+            channels=plan.channels,
+            blend=plan.blend,
+            decision=plan.decision,
+            probabilities=plan.probabilities and only is None,
+            skip=plan.skip_nodata,
+            only=only,
+        )
+        with session.lock, spans.forwarding():
+            drive(session, [(job, session.load(pixels))], plan.lattice.tile_shape)
+            done = job.finish()
+        spans.forwarded += done.tiles_forwarded
+        spans.nonfinite += done.nonfinite
+        return done
+
+    def spill(self, block: int, done: Forwarded, spans: Spans) -> None:
+        """Write a block's half and its strips into the run folder."""
+        own = {"mask": done.mask, "top": done.top, "left": done.left,
+               "tiles": np.array([done.tiles_forwarded, done.tiles_skipped])}  # fmt: skip
+        if done.probabilities is not None:
+            own["probabilities"] = done.probabilities
+        with spans.writing():
+            for taker, strip in done.strips.items():
+                path = self.strips(spill.strip_name(block, taker))
+                spans.strip_bytes += spill.write(path, {"strip": strip})
+            spans.strip_bytes += spill.write(self.strips(spill.own_name(block)), own)
+
+    def own_half(self, block: int, spans: Spans) -> Forwarded:
+        """Return a block's half, made again if its file is lost."""
+        found = spill.read(self.strips(spill.own_name(block)))
+        if found is None:
+            return self.forward(block, spans)
+        return Forwarded(
+            found["mask"],
+            found.get("probabilities"),
+            found["top"],
+            found["left"],
+            {},
+            int(found["tiles"][0]),
+            int(found["tiles"][1]),
+            0,
+        )
+
+    def strip(self, giver: int, taker: int, spans: Spans) -> NDArray[np.int32]:
+        """Return a strip, remade from its owner's edge tiles if its file is lost."""
+        found = spill.read(self.strips(spill.strip_name(giver, taker)))
+        if found is not None:
+            return found["strip"]
+        only = self.plan.lattice.strip(giver, taker)
+        return self.forward(giver, spans, only).strips[taker]
+
+    def write(self, block: int, done: Forwarded) -> list[StoredChunk]:
+        """Store a finished block: chunks, probabilities, and the pyramid levels it makes alone."""
+        core = self.plan.lattice.core(block)
+        stored = self.store.write("mask", done.mask, core.row, core.col)
+        if done.probabilities is not None:
+            stored += self.store.write("prob", done.probabilities, core.row, core.col)
+        level = done.mask
+        for path, factor, *_ in self.plan.spec.levels[1 : self.plan.block_levels + 1]:
+            level = halve(level)
+            stored += self.store.write(path, level, core.row // factor, core.col // factor)
+        return stored
+
+
+@lru_cache(maxsize=8)
+def _worker(folder: str, plan_hash: str) -> Worker:
+    del plan_hash  # part of the key: a folder whose plan was replaced is another run
+    return Worker.at(Path(folder))
+
+
+def forward_task(folder: str, plan_hash: str, block: int) -> tuple[int, Spans]:
+    """Forward one block into the run folder's strips."""
+    worker, spans = _worker(folder, plan_hash), Spans()
+    worker.spill(block, worker.forward(block, spans), spans)
+    return block, spans.close()
+
+
+def join_task(folder: str, plan_hash: str, block: int) -> tuple[BlockRecord, Spans]:
+    """Join one block and store it; its record is true when this returns."""
+    worker, spans = _worker(folder, plan_hash), Spans()
+    lattice = worker.plan.lattice
+    own = worker.own_half(block, spans)
+    strips = {giver: worker.strip(giver, block, spans) for giver in lattice.givers(block)}
+    with spans.writing():
+        join(lattice, block, own, strips, worker.plan.decision)
+        stored = worker.write(block, own)
+        pixels = class_pixels(own.mask, len(worker.plan.spec.classes))
+    record = BlockRecord(
+        block,
+        tuple((chunk.path, chunk.sha256, chunk.size) for chunk in stored),
+        pixels,
+        own.tiles_forwarded + own.tiles_skipped,
+        own.tiles_skipped,
+    )
+    return record, spans.close()

@@ -1,0 +1,175 @@
+"""Every error that tilenet raises on purpose, with the exit code of the command.
+
+::
+
+    TilenetError
+    |-- UsageError       2  the command line or a config value is off
+    |-- InputError       3  bad or unsupported input (also FileNotFoundError's meaning)
+    |-- ModelError       4  the model, or the machine's backend, does not fit
+    |-- OutputError      5  the output exists, is foreign or busy
+    |-- ResourceError    6  disk, memory or device exhausted; resumable
+    |-- InvalidError     7  finished, but some inputs or blocks are invalid
+    |-- VerifyError      8  verification failed
+    |-- ClusterError     9  the cluster was lost; resumable
+    `-- InterruptError 130  stopped by a signal (143 for SIGTERM); resumable
+
+An error says *what* is wrong, *where*, and what to *do*; it prints as one line and survives pickling.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = [
+    "ClusterError",
+    "InputError",
+    "InterruptError",
+    "InvalidError",
+    "ModelError",
+    "OutputError",
+    "ResourceError",
+    "TilenetError",
+    "UsageError",
+    "VerifyError",
+    "convert_errors",
+    "one_line",
+]
+
+
+def one_line(text: object) -> str:
+    """Return `text` on one line, control characters escaped (names come from strangers)."""
+    joined = " ".join(str(text).split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
+
+
+class TilenetError(Exception):
+    """Base class: `what` is wrong, `where`, and what to `do` about it.
+
+    Parameters
+    ----------
+    what, where, do : str
+        One short clause each; `where` is a path, a flag or a key.
+    code : int, optional
+        Exit code, when it differs from the class's own (143 for SIGTERM).
+    """
+
+    code: int = 1
+
+    def __init__(self, what: str, where: object = "", do: str = "", code: int | None = None) -> None:
+        super().__init__(what, where, do, code)
+        self.what = one_line(what)
+        self.where = one_line(where)
+        self.do = one_line(do)
+        if code is not None:
+            self.code = code
+
+    def __str__(self) -> str:
+        return "; ".join(part for part in (self.what, self.where, self.do) if part)
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the error as the JSON document that `--json` prints."""
+        return {"code": self.code, "what": self.what, "where": self.where, "do": self.do}
+
+
+class UsageError(TilenetError):
+    """The command line or a config value is off."""
+
+    code = 2
+
+
+class InputError(TilenetError):
+    """Bad or unsupported input."""
+
+    code = 3
+
+
+class ModelError(TilenetError):
+    """The model does not fit the input or the machine."""
+
+    code = 4
+
+
+class OutputError(TilenetError):
+    """The output exists, is foreign or busy."""
+
+    code = 5
+
+
+class ResourceError(TilenetError):
+    """Disk, memory or device exhausted; the same command resumes."""
+
+    code = 6
+
+
+class InvalidError(TilenetError):
+    """The run finished, but some inputs or blocks are invalid."""
+
+    code = 7
+
+
+class VerifyError(TilenetError):
+    """Verification failed."""
+
+    code = 8
+
+
+class ClusterError(TilenetError):
+    """The cluster was lost; the same command resumes."""
+
+    code = 9
+
+
+class InterruptError(TilenetError):
+    """Stopped by a signal; the same command resumes."""
+
+    code = 130
+
+
+_EXHAUSTED = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EMFILE: "too many open files",
+    errno.ENFILE: "too many open files on this machine",
+    errno.ENOMEM: "out of memory",
+    errno.EIO: "the disk reports an error",
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
+}
+
+
+@contextmanager
+def convert_errors(where: object) -> Iterator[None]:
+    """Turn the system's own errors into ours: what is exhausted, where, and that a rerun resumes.
+
+    Parameters
+    ----------
+    where : object
+        What the errors are about, when they do not say.
+
+    Raises
+    ------
+    ResourceError
+        For OSError and MemoryError.
+    ClusterError
+        For errors of Dask's about lost workers and connections.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise ResourceError("out of memory", where, "use a smaller --tile or --block") from error
+    except OSError as error:
+        what = _EXHAUSTED.get(error.errno or 0, error.strerror or str(error))
+        raise ResourceError(what, error.filename or where, "mend it; a rerun resumes") from error
+    except Exception as error:
+        if type(error).__module__.startswith("distributed"):
+            raise ClusterError(
+                f"the cluster was lost: {type(error).__name__}", where, "a rerun resumes"
+            ) from error
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported
+            raise ResourceError(
+                "the device is out of memory", where, "use a smaller --tile or --batch-size"
+            ) from error
+        raise

@@ -1,0 +1,232 @@
+"""OpenVINO on CPUs: normalising and activation inside the compiled graph, graphs kept on disk."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import threading
+import warnings
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from itertools import batched
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+from openvino import opset13 as ops
+from openvino.preprocess import PrePostProcessor
+
+from tilenet.blend import Activation, Decision, Sums
+from tilenet.errors import ModelError
+from tilenet.models.card import ModelCard
+from tilenet.models.session import NetworkShape, Setup, Tile
+from tilenet.models.store import ModelFiles, cache_folder
+
+__all__ = ["OpenVinoSession", "onnx_shape"]
+
+_logger = logging.getLogger(__name__)
+_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+_DTYPES = {
+    "uint8": ov.Type.u8, "uint16": ov.Type.u16, "int16": ov.Type.i16, "float32": ov.Type.f32,
+}  # fmt: skip
+_MAX_COMPILED = 8  # tile shapes kept compiled; a folder of images has few
+_REQUESTS = 2  # one computes while the last one's scores are added up
+
+
+def _read_onnx(path: Path) -> ov.Model:
+    try:
+        model = ov.Core().read_model(path)
+    except RuntimeError as error:
+        raise ModelError(f"OpenVINO cannot read it: {error}", path, "export it again") from error
+    if len(model.inputs) != 1 or len(model.inputs[0].partial_shape) != 4:
+        raise ModelError("not one input of (N, C, H, W)", path, "export one image input")
+    if len(model.outputs[0].partial_shape) != 4:
+        raise ModelError("the first output is not (N, K, H, W)", path, "export the class scores")
+    return model
+
+
+def onnx_shape(path: Path) -> NetworkShape:
+    """Return what an ONNX file says of its input and output.
+
+    Raises
+    ------
+    ModelError
+        The file is no network from images to images.
+    """
+    model = _read_onnx(path)
+    shape = model.inputs[0].partial_shape
+    channels = model.outputs[0].partial_shape[1]
+    if channels.is_dynamic or shape[1].is_dynamic:
+        raise ModelError("bands or classes are not fixed", path, "export them as fixed sizes")
+    sides = (shape[2], shape[3])
+    fixed = None if any(s.is_dynamic for s in sides) else tuple(s.get_length() for s in sides)
+    return NetworkShape(shape[1].get_length(), channels.get_length(), fixed)  # type: ignore[arg-type]
+
+
+def _convert(files: ModelFiles) -> ov.Model:
+    """Convert an SMP network, traced on a small image: quick, and in little memory."""
+    import torch
+
+    from tilenet.models.build import build_network
+
+    network = build_network(files)
+    side = 2 * files.divisor
+    generator = torch.Generator().manual_seed(0)
+    example = torch.rand((1, files.card.band_count, side, side), generator=generator)
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls its tracer deprecated, once per module
+        model = ov.convert_model(network, example_input=example)
+        # A network whose trace holds the example's size would be silently wrong elsewhere.
+        probe = torch.rand((1, files.card.band_count, side, 3 * side), generator=generator)
+        expected = network(probe).numpy()
+    model.reshape([-1, files.card.band_count, -1, -1])
+    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    got = compiled(probe.numpy())[0]
+    if got.shape != expected.shape or not np.allclose(got, expected, rtol=1e-2, atol=1e-2):
+        raise ModelError(
+            "OpenVINO does not reproduce this network", files.weights.parent, "use --backend torch"
+        )
+    return model
+
+
+def _cached_graph(files: ModelFiles) -> ov.Model:
+    """Return the converted graph from the cache, converting it the first time."""
+    folder = cache_folder() / "openvino" / f"{files.sha256}-{ov.__version__.split('-')[0]}"
+    if not (folder / "graph.xml").is_file():
+        _logger.info("converting %s for OpenVINO, once", files.card.name)
+        model = _convert(files)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent) as temp:
+                made = Path(temp) / "graph"
+                ov.save_model(model, made / "graph.xml", compress_to_fp16=False)
+                if folder.exists():
+                    shutil.rmtree(folder)
+                made.rename(folder)
+        except OSError as error:
+            _logger.warning("the graph is not cached: %s; the next run converts again", error)
+            return model
+    return ov.Core().read_model(folder / "graph.xml")
+
+
+def _activated(scores: ov.Output, activation: Activation) -> ov.Node:
+    if activation == "softmax":
+        return ops.softmax(scores, 1)
+    if activation == "sigmoid":
+        return ops.sigmoid(scores)
+    return scores.node
+
+
+def _with_ends(model: ov.Model, card: ModelCard, dtype: str) -> ov.Model:
+    """Return the graph from raw pixels to scores."""
+    steps = PrePostProcessor(model)
+    steps.input().tensor().set_element_type(_DTYPES[dtype]).set_layout(ov.Layout("NCHW"))
+    steps.input().model().set_layout(ov.Layout("NCHW"))
+    steps.input().preprocess().convert_element_type(ov.Type.f32).mean(
+        [float(v) for v in card.offset]
+    ).scale([float(v) for v in card.scale])
+    model = steps.build()
+    output = model.outputs[0].node.input_value(0)
+    if output.get_element_type() != ov.Type.f32:
+        output = ops.convert(output, "f32").output(0)
+    return ov.Model(
+        [_activated(output, card.activation)], model.get_parameters(), f"tilenet {card.name}"
+    )
+
+
+class OpenVinoSession:
+    """A network on the CPU through OpenVINO (see `tilenet.models.session.Session`).
+
+    Parameters
+    ----------
+    files : ModelFiles
+        SMP folder or ONNX file.
+    setup : Setup
+        Precision, threads, batch size.
+    dtype : str
+        Numpy name of the pixels: the graph takes them as they are.
+    """
+
+    def __init__(self, files: ModelFiles, setup: Setup, dtype: str) -> None:
+        model = _read_onnx(files.weights) if files.kind == "onnx" else _cached_graph(files)
+        self._model = _with_ends(model, files.card, dtype)
+        self._where = str(files.weights)
+        self._setup = setup
+        self.channels = int(self._model.outputs[0].partial_shape[1].get_length())
+        self.batch_size = setup.batch_size
+        self.lock = threading.Lock()
+        self._compiled: OrderedDict[tuple[int, int], list[ov.InferRequest]] = OrderedDict()
+        self._core = ov.Core()
+
+    def load(self, pixels: NDArray[Any]) -> NDArray[Any]:
+        """Return the pixels: they are where the CPU reads them."""
+        return pixels
+
+    def sums(self, height: int, width: int, decision: Decision) -> Sums:
+        """Return empty sums."""
+        return Sums(self.channels, height, width, decision)
+
+    def _requests(self, shape: tuple[int, int]) -> list[ov.InferRequest]:
+        if shape in self._compiled:
+            self._compiled.move_to_end(shape)
+            return self._compiled[shape]
+        model = self._model.clone()
+        bands = model.inputs[0].partial_shape[1].get_length()
+        try:
+            model.reshape([self.batch_size, bands, *shape])
+            compiled = self._core.compile_model(
+                model,
+                "CPU",
+                {
+                    "INFERENCE_PRECISION_HINT": _PRECISIONS[self._setup.precision],
+                    "PERFORMANCE_HINT": "LATENCY",
+                    "INFERENCE_NUM_THREADS": self._setup.threads,
+                },
+            )
+        except RuntimeError as error:
+            raise ModelError(
+                f"the network does not take tiles of {shape[0]}×{shape[1]}: {error}",
+                self._where,
+                "choose another --tile, or set divisor in its tilenet.json",
+            ) from error
+        out = compiled.outputs[0].shape
+        if tuple(out)[2:] != shape:
+            raise ModelError(
+                f"a tile of {shape[0]}×{shape[1]} gives scores of {out[2]}×{out[3]}",
+                self._where,
+                "the network must keep the size",
+            )
+        requests = [compiled.create_infer_request() for _ in range(_REQUESTS)]
+        self._compiled[shape] = requests
+        if len(self._compiled) > _MAX_COMPILED:
+            self._compiled.popitem(last=False)
+        return requests
+
+    def scores(
+        self, tiles: Sequence[Tile], shape: tuple[int, int]
+    ) -> Iterator[NDArray[np.float32]]:
+        """Yield the scores of tiles; a yielded array is good until the next one is asked for."""
+        free = deque(self._requests(shape))
+        running: deque[tuple[ov.InferRequest, int]] = deque()
+        height, width = shape
+        for batch in batched(tiles, self.batch_size):
+            if not free:
+                yield from self._finish(*running[0])
+                free.append(running.popleft()[0])
+            request = free.popleft()
+            target = request.input_tensors[0].data
+            for k, (pixels, row, col) in enumerate(batch):
+                target[k] = pixels[:, row : row + height, col : col + width]
+            target[len(batch) :] = 0
+            request.start_async()
+            running.append((request, len(batch)))
+        for request, count in running:
+            yield from self._finish(request, count)
+
+    @staticmethod
+    def _finish(request: ov.InferRequest, count: int) -> Iterator[NDArray[np.float32]]:
+        request.wait()
+        yield from request.output_tensors[0].data[:count]

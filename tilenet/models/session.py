@@ -1,0 +1,307 @@
+"""What runs a network: the protocol that the engine sees, and the choice of a backend."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilenet.blend import Decision
+from tilenet.errors import ModelError
+from tilenet.models.store import ModelFiles
+
+__all__ = [
+    "Backend",
+    "NetworkShape",
+    "Precision",
+    "Session",
+    "Setup",
+    "SumsLike",
+    "Tile",
+    "Weights",
+    "choose",
+    "cpu_flags",
+    "cores",
+    "network_shape",
+    "open_session",
+]
+
+Backend = Literal["torch", "openvino"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+Weights = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+Tile = tuple[Any, int, int]
+"""What `Session.load` gave, and the row and column of the tile's first pixel in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkShape:
+    """What a network takes and gives.
+
+    Parameters
+    ----------
+    bands, channels : int
+        Input and output channels.
+    fixed : tuple of int or None
+        The only tile height and width it takes; None if any multiple of its divisor will do.
+    """
+
+    bands: int
+    channels: int
+    fixed: tuple[int, int] | None
+
+
+class SumsLike(Protocol):
+    """Weighted sums over a rectangle, on whatever device (see `tilenet.blend.Sums`)."""
+
+    nonfinite: int
+
+    def add(self, scores: Any, row: int, col: int, weights: Weights) -> None:
+        """Add one tile's scores."""
+
+    def take(self, rows: slice, cols: slice) -> NDArray[np.int32]:
+        """Return sums, (K, h, w)."""
+
+    def decide(self, rows: slice, cols: slice) -> NDArray[np.uint8]:
+        """Return classes, (h, w)."""
+
+    def quantise(self, rows: slice, cols: slice) -> NDArray[np.uint8]:
+        """Return probabilities, (K, h, w)."""
+
+    def shift(self, rows: int) -> None:
+        """Drop the first rows and clear what comes free."""
+
+
+class Session(Protocol):
+    """A network that is ready to run on one device.
+
+    A tile's scores depend on its own pixels only: not on its place in a batch, its companions or
+    the number of threads (`tilenet.models.contract` checks it).
+    """
+
+    channels: int
+    batch_size: int
+    lock: AbstractContextManager[Any]
+
+    def load(self, pixels: NDArray[Any]) -> Any:
+        """Bring a block's pixels, (C, H, W) in their own dtype, to the device."""
+
+    def scores(self, tiles: Sequence[Tile], shape: tuple[int, int]) -> Iterator[Any]:
+        """Yield the scores, (K, h, w) float32, of tiles of one shape, in order.
+
+        Tiles may come from several blocks or images. A yielded array is good until the next.
+        """
+
+    def sums(self, height: int, width: int, decision: Decision) -> SumsLike:
+        """Return empty sums on the device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a network runs on. Resolved once; part of a plan's identity, but for the thread count.
+
+    Parameters
+    ----------
+    backend : {"torch", "openvino"}
+        Library.
+    device : str
+        "cpu", "cuda" or "cuda:i".
+    precision : {"fp32", "bf16", "fp16"}
+        Arithmetic of the network; sums are always int32.
+    threads : int
+        CPU threads.
+    batch_size : int
+        Tiles per forward call.
+    why : str
+        The choice in words.
+    """
+
+    backend: Backend
+    device: str
+    precision: Precision
+    threads: int
+    batch_size: int
+    why: str
+
+    @property
+    def device_class(self) -> str:
+        """The kind of device; machines of one kind give the same bytes."""
+        return self.device.partition(":")[0]
+
+
+def network_shape(files: ModelFiles) -> NetworkShape:
+    """Return a model's shape without loading its weights.
+
+    Raises
+    ------
+    ModelError
+        The network does not fit its card.
+    """
+    if files.kind == "onnx":
+        from tilenet.models.openvino_backend import onnx_shape
+
+        shape = onnx_shape(files.weights)
+    else:
+        config = files.config
+        shape = NetworkShape(int(config.get("in_channels", 3)), int(config.get("classes", 1)), None)
+    if shape.bands != files.card.band_count:
+        raise ModelError(
+            f"the network takes {shape.bands} bands, its card says {files.card.band_count}",
+            files.weights,
+            "correct bands in tilenet.json",
+        )
+    files.card.check_channels(shape.channels, str(files.weights))
+    return shape
+
+
+def cores() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _has_cuda() -> bool:
+    # Asking torch costs seconds; without a driver there is nothing to ask.
+    if not any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/dxg", "/dev/nvhost-ctrl")):
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def _choose_device(wanted: str) -> str:
+    kind = wanted.partition(":")[0]
+    if kind not in ("auto", "cpu", "cuda"):
+        raise ModelError(f"no device {wanted}", "--device", "choose auto, cpu, cuda or cuda:i")
+    if kind == "auto":
+        return "cuda" if _has_cuda() else "cpu"
+    if kind == "cuda" and not _has_cuda():
+        raise ModelError("no CUDA device on this machine", "--device", "use --device cpu")
+    return wanted
+
+
+def _choose_precision(backend: Backend, device: str, wanted: str) -> Precision:
+    if wanted not in ("auto", "fp32", "bf16", "fp16"):
+        raise ModelError(
+            f"no precision {wanted}", "--precision", "choose auto, fp32, bf16 or fp16"
+        )
+    if device.startswith("cuda"):
+        if wanted != "auto":
+            return wanted  # type: ignore[return-value]
+        import torch
+
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    native = cpu_flags()
+    fast: set[str] = {"fp32"} | ({"bf16"} if native & {"amx_bf16", "avx512_bf16", "bf16"} else set())
+    if wanted == "auto":
+        return "bf16" if native & {"amx_bf16", "bf16"} else "fp32"
+    if wanted not in fast:
+        raise ModelError(
+            f"this processor has no {wanted} arithmetic", "--precision", "use --precision fp32"
+        )
+    del backend
+    return wanted  # type: ignore[return-value]
+
+
+def cpu_flags() -> set[str]:
+    """Return the processor's features in Linux' words; empty where the system does not say."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    for line in text.splitlines():
+        if line.startswith(("flags", "Features")):
+            return set(line.partition(":")[2].split())
+    return set()
+
+
+def choose(
+    files: ModelFiles,
+    *,
+    device: str = "auto",
+    backend: str = "auto",
+    precision: str = "auto",
+    batch_size: int | None = None,
+    tile_pixels: int = 1 << 20,
+    threads: int | None = None,
+) -> Setup:
+    """Choose the fastest way to run a model that this machine has.
+
+    Parameters
+    ----------
+    files : ModelFiles
+        The model.
+    device, backend, precision : str
+        What was asked for; "auto" leaves the choice.
+    batch_size : int or None
+        Tiles per call; None chooses by tile size.
+    tile_pixels : int
+        Pixels of one tile.
+    threads : int or None
+        CPU threads; None takes all cores.
+
+    Raises
+    ------
+    ModelError
+        The machine cannot do what was asked for.
+    """
+    if backend not in ("auto", "torch", "openvino"):
+        raise ModelError(f"no backend {backend}", "--backend", "choose auto, torch or openvino")
+    if files.kind == "onnx" and backend == "torch":
+        raise ModelError("torch cannot run ONNX", "--backend", "use --backend openvino")
+    chosen_device = _choose_device("cpu" if backend == "openvino" or files.kind == "onnx" else device)
+    if chosen_device != device and device != "auto":
+        raise ModelError(f"OpenVINO does not run on {device}", "--device", "use --device cpu")
+    has_openvino = find_spec("openvino") is not None
+    if backend == "openvino" or files.kind == "onnx":
+        if not has_openvino:
+            raise ModelError("OpenVINO is not installed", "--backend", "pip install openvino")
+        chosen: Backend = "openvino"
+    elif backend == "torch" or chosen_device != "cpu" or not has_openvino:
+        chosen = "torch"
+    else:
+        chosen = "openvino"
+    chosen_precision = _choose_precision(chosen, chosen_device, precision)
+    why = {
+        ("openvino", "cpu"): f"OpenVINO is the fastest on this {platform.machine()} CPU",
+        ("torch", "cpu"): "OpenVINO is not used here",
+    }.get((chosen, chosen_device.partition(":")[0]), "a CUDA device is there")
+    if batch_size is None:
+        # On CPUs one tile at a time fills the cores; a GPU wants about 8 Mpx in flight.
+        per_call = (1 << 23) // max(1, tile_pixels)
+        batch_size = 1 if chosen_device == "cpu" else min(64, max(1, per_call))
+    return Setup(chosen, chosen_device, chosen_precision, threads or cores(), batch_size, why)
+
+
+def open_session(files: ModelFiles, setup: Setup, dtype: str) -> Session:
+    """Load a model on its backend.
+
+    Parameters
+    ----------
+    files : ModelFiles
+        The model.
+    setup : Setup
+        From `choose`.
+    dtype : str
+        Numpy name of the pixels.
+
+    Raises
+    ------
+    ModelError
+        The model does not load, or does not fit its card.
+    """
+    if setup.backend == "openvino":
+        from tilenet.models.openvino_backend import OpenVinoSession
+
+        return OpenVinoSession(files, setup, dtype)
+    from tilenet.models.torch_backend import TorchSession
+
+    return TorchSession(files, setup)

@@ -1,0 +1,190 @@
+"""Where a model lies: bundled, a folder, an ONNX file, or a hub. Does not import torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from tilenet.errors import ModelError
+from tilenet.models.card import ModelCard, parse_card
+
+__all__ = ["BUNDLED", "ModelFiles", "bundled_models", "cache_folder", "find_model"]
+
+BUNDLED = Path(__file__).parent / "bundled"
+DEFAULT_CONVERSION = (
+    "convert it in a place you trust: python -c \"import torch, safetensors.torch as s; "
+    "s.save_file(torch.load('MODEL.pt', weights_only=True), 'model.safetensors')\""
+)
+_PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".tar"}
+_MAX_JSON_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A model on disk, described but not loaded.
+
+    Parameters
+    ----------
+    kind : {"smp", "onnx"}
+        What the weights belong to.
+    weights : Path
+        model.safetensors or the ONNX file.
+    config : dict
+        SMP's own config.json; empty for ONNX.
+    card : ModelCard
+        The model card.
+    sha256 : str
+        Hash of weights, config and card: the model's identity.
+    """
+
+    kind: Literal["smp", "onnx"]
+    weights: Path
+    config: dict[str, Any]
+    card: ModelCard
+    sha256: str
+
+    @property
+    def divisor(self) -> int:
+        """What tile sides and origins must be multiples of."""
+        if self.card.divisor is not None:
+            return self.card.divisor
+        return max(32, 2 ** int(self.config.get("encoder_depth", 5)))
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be made again: XDG_CACHE_HOME/tilenet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tilenet"
+
+
+def bundled_models() -> list[str]:
+    """Return the names of the models that ship with tilenet."""
+    return sorted(path.parent.name for path in BUNDLED.glob("*/tilenet.json"))
+
+
+def _read_json(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise ModelError("the json is too large", path, "give a tilenet.json")
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"cannot be read: {error.strerror}", path, "check the path") from error
+
+
+def _hash(*parts: Path | bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, bytes):
+            digest.update(part)
+        else:
+            with part.open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def _identity(files: ModelFiles) -> ModelFiles:
+    card = files.card.model_dump_json(
+        include={"classes", "bands", "value_range", "mean", "std", "activation"}
+    ).encode()
+    config = json.dumps(files.config, sort_keys=True).encode()
+    return replace(files, sha256=_hash(files.weights, config, card))
+
+
+def _from_folder(
+    folder: Path, card_path: Path | None, overrides: dict[str, Any]
+) -> ModelFiles:
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        pickles = [p.name for p in sorted(folder.iterdir()) if p.suffix in _PICKLES]
+        if pickles:
+            raise ModelError(
+                f"{pickles[0]} is a pickle, which can run code", folder, DEFAULT_CONVERSION
+            )
+        raise ModelError("no model.safetensors", folder, "save it with model.save_pretrained()")
+    try:
+        config = json.loads(_read_json(folder / "config.json"))
+    except ValueError as error:
+        raise ModelError(f"config.json is not JSON: {error}", folder, "save it again") from error
+    if not isinstance(config, dict) or "_model_class" not in config:
+        raise ModelError(
+            "config.json is not SMP's", folder, "save the model with model.save_pretrained()"
+        )
+    path = card_path or folder / "tilenet.json"
+    text = _read_json(path) if card_path or path.is_file() else b"{}"
+    if "bands" not in overrides and "in_channels" in config and text == b"{}":
+        overrides = overrides | {"bands": config["in_channels"]}
+    card = parse_card(text, str(path), overrides)
+    if card.band_count != config.get("in_channels", 3):
+        raise ModelError(
+            f"tilenet.json says {card.band_count} bands, config.json "
+            f"{config.get('in_channels', 3)}", folder, "correct one of them",
+        )  # fmt: skip
+    return _identity(ModelFiles("smp", weights, config, card, ""))
+
+
+def _from_onnx(path: Path, card_path: Path | None, overrides: dict[str, Any]) -> ModelFiles:
+    sidecar = card_path or path.with_suffix(".json")
+    if not card_path and not sidecar.is_file():
+        text = b"{}"
+    else:
+        text = _read_json(sidecar)
+    return _identity(ModelFiles("onnx", path, {}, parse_card(text, str(sidecar), overrides), ""))
+
+
+def _from_hub(name: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download  # only here does tilenet use the network
+    except ImportError as error:
+        raise ModelError("hf:// needs huggingface-hub", name, "pip install tilenet[hub]") from error
+    repository, _, revision = name.removeprefix("hf://").partition("@")
+    try:
+        folder = snapshot_download(
+            repository, revision=revision or None,
+            allow_patterns=["config.json", "model.safetensors", "tilenet.json"],
+        )  # fmt: skip
+    except Exception as error:
+        # The hub's client raises its own, httpx's and the system's errors alike.
+        raise ModelError(
+            f"the hub did not give it: {error}", name, "check the name and the network"
+        ) from error
+    return Path(folder)
+
+
+def find_model(name: str, card: Path | None, overrides: dict[str, Any]) -> ModelFiles:
+    """Find a model and read its card.
+
+    Parameters
+    ----------
+    name : str
+        A bundled model's name, a folder, an ``.onnx`` file, or ``hf://org/name[@revision]``.
+    card : Path or None
+        A `tilenet.json` that beats the model's own.
+    overrides : dict
+        Card keys from the command line.
+
+    Raises
+    ------
+    ModelError
+        Nothing there, a pickle, a foreign json, or something needed is missing.
+    """
+    path = Path(name)
+    if name.startswith("hf://"):
+        return _from_folder(_from_hub(name), card, overrides)
+    if path.is_dir():
+        return _from_folder(path, card, overrides)
+    if path.is_file() and path.suffix.lower() == ".onnx":
+        return _from_onnx(path, card, overrides)
+    if path.is_file() and path.suffix.lower() in _PICKLES:
+        raise ModelError("a pickle, which can run code, is not loaded", path, DEFAULT_CONVERSION)
+    if path.is_file():
+        raise ModelError("not a model", path, "give a model folder or an .onnx file")
+    if name in bundled_models():
+        return _from_folder(BUNDLED / name, card, overrides)
+    raise ModelError(
+        "no such model", name, f"bundled: {', '.join(bundled_models())}; or a folder, an .onnx file"
+    )

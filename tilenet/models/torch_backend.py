@@ -1,0 +1,168 @@
+"""PyTorch: channels-last, bf16 where there is hardware for it. The same code on CPU and CUDA.
+
+On CUDA a block goes up once in its own dtype; tiles are views of it there, and everything up to the
+classes stays on the device.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from itertools import batched
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tilenet.blend import AXIS_ONE, ONE, Decision
+from tilenet.models.build import build_network
+from tilenet.models.session import Setup, Tile, Weights
+from tilenet.models.store import ModelFiles
+
+__all__ = ["TorchSession", "TorchSums"]
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def _exact() -> AbstractContextManager[None]:
+    """Make fp32 mean fp32, not TF32, and choose no kernel by a race that may end otherwise."""
+    return torch.backends.cudnn.flags(  # type: ignore[no-any-return,no-untyped-call]
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
+
+
+class TorchSums:
+    """`tilenet.blend.Sums` on a torch device; the same integers, bit for bit.
+
+    Parameters
+    ----------
+    channels, height, width : int
+        Shape of the sums.
+    decision : Decision
+        Activation and threshold.
+    device : torch.device
+        Where the sums live.
+    """
+
+    def __init__(
+        self, channels: int, height: int, width: int, decision: Decision, device: torch.device
+    ) -> None:
+        self._sums = torch.zeros((channels, height, width), dtype=torch.int32, device=device)
+        self._decision = decision
+        self._nonfinite = torch.zeros((), dtype=torch.int64, device=device)
+
+    @property
+    def nonfinite(self) -> int:
+        """How many scores were not finite."""
+        return int(self._nonfinite)
+
+    def add(self, scores: torch.Tensor, row: int, col: int, weights: Weights) -> None:
+        """Add one tile's scores, (K, h, w) float32; what lies outside is cut off."""
+        height = min(scores.shape[1], self._sums.shape[1] - row)
+        width = min(scores.shape[2], self._sums.shape[2] - col)
+        # isfinite by way of x − x, which is NaN for NaN and ±Inf: no wait for the device.
+        bad = (scores - scores) != 0
+        self._nonfinite += bad.sum()
+        scores = scores.masked_fill(bad, 0.0)
+        scale = float(AXIS_ONE) / (1 << self._decision.bits)
+        if self._decision.bits:
+            limit = float(1 << self._decision.bits)
+            scores = scores.clamp(-limit, limit)
+        rows = torch.from_numpy((weights[0] * scale).astype(np.float32)).to(scores.device)
+        cols = torch.from_numpy((weights[1] * float(AXIS_ONE)).astype(np.float32)).to(scores.device)
+        plane = rows[:height, None] * cols[None, :width]
+        whole = (scores[:, :height, :width] * plane).to(torch.int32)
+        self._sums[:, row : row + height, col : col + width] += whole
+
+    def take(self, rows: slice, cols: slice) -> NDArray[np.int32]:
+        """Return sums, (K, h, w)."""
+        taken: NDArray[np.int32] = self._sums[:, rows, cols].cpu().numpy().copy()
+        return taken
+
+    def decide(self, rows: slice, cols: slice) -> NDArray[np.uint8]:
+        """Return classes, (h, w): `tilenet.blend.decide` on the device."""
+        sums, channels = self._sums[:, rows, cols], self._sums.shape[0]
+        if channels == 1:
+            return (sums[0] >= self._decision.level).to(torch.uint8).cpu().numpy()  # type: ignore[no-any-return]
+        # torch.argmax over the classes is many times slower than this running maximum.
+        best = sums[0].clone()
+        index = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
+        for k in range(1, channels):
+            index.masked_fill_(sums[k] > best, k)
+            torch.maximum(best, sums[k], out=best)
+        if self._decision.thresholded(channels):
+            index = (index + 1) * (best >= self._decision.level)
+        return index.cpu().numpy()  # type: ignore[no-any-return]
+
+    def quantise(self, rows: slice, cols: slice) -> NDArray[np.uint8]:
+        """Return probabilities, (K, h, w): `tilenet.blend.quantise` on the device."""
+        one = ONE >> self._decision.bits
+        wide = self._sums[:, rows, cols].to(torch.int64) * 255 + one // 2
+        whole = torch.div(wide, one, rounding_mode="floor").clamp(0, 255)
+        return whole.to(torch.uint8).cpu().numpy()  # type: ignore[no-any-return]
+
+    def shift(self, rows: int) -> None:
+        """Drop the first rows, move the others up, clear what comes free."""
+        rows = min(rows, self._sums.shape[1])
+        kept = self._sums[:, rows:].clone()
+        self._sums.zero_()
+        self._sums[:, : kept.shape[1]] = kept
+
+
+class TorchSession:
+    """A network on torch (see `tilenet.models.session.Session`).
+
+    Parameters
+    ----------
+    files : ModelFiles
+        SMP folder.
+    setup : Setup
+        Device, precision, threads, batch size.
+    """
+
+    def __init__(self, files: ModelFiles, setup: Setup) -> None:
+        self._device = torch.device(setup.device)
+        self._dtype = _DTYPES[setup.precision]
+        if setup.device_class == "cpu":
+            torch.set_num_threads(setup.threads)
+        network = build_network(files).to(self._device, self._dtype)  # type: ignore[call-overload]
+        self._network = network.to(memory_format=torch.channels_last)
+        self._activation = files.card.activation
+        self._offset = self._per_band(files.card.offset)
+        self._scale = self._per_band(files.card.scale)
+        self.channels = int(files.config.get("classes", 1))
+        self.batch_size = setup.batch_size
+        self.lock = threading.Lock()
+
+    def _per_band(self, values: NDArray[np.float64]) -> torch.Tensor:
+        tensor = torch.tensor(np.asarray(values), dtype=torch.float32, device=self._device)
+        return tensor[None, :, None, None]
+
+    def load(self, pixels: NDArray[Any]) -> torch.Tensor:
+        """Bring pixels, (C, H, W), to the device in their own dtype."""
+        return torch.from_numpy(pixels).to(self._device)
+
+    def sums(self, height: int, width: int, decision: Decision) -> TorchSums:
+        """Return empty sums on the device."""
+        return TorchSums(self.channels, height, width, decision, self._device)
+
+    def scores(self, tiles: Sequence[Tile], shape: tuple[int, int]) -> Iterator[torch.Tensor]:
+        """Yield the scores of tiles, (K, h, w) float32, in order."""
+        height, width = shape
+        for batch in batched(tiles, self.batch_size):
+            views = [p[:, r : r + height, c : c + width] for p, r, c in batch]
+            views += [torch.zeros_like(views[0])] * (self.batch_size - len(views))
+            with torch.inference_mode(), _exact():
+                raw = torch.stack(views).to(torch.float32)  # (N, C, h, w)
+                inputs = ((raw - self._offset) / self._scale).to(
+                    self._dtype, memory_format=torch.channels_last
+                )
+                logits = self._network(inputs).to(torch.float32)  # (N, K, h, w)
+                if self._activation == "softmax":
+                    logits = logits.softmax(dim=1)
+                elif self._activation == "sigmoid":
+                    logits = logits.sigmoid()
+                out = logits.contiguous()
+            yield from out[: len(batch)]

@@ -1,0 +1,25 @@
+"""What a run leaves behind: the Zarr store of a mask, and exports of it (COG, PNG).
+
+A sink owns file formats, their metadata and their durability. It knows nothing of tiles, models or
+schedulers, and imports neither torch nor Dask.
+"""
+
+from tilenet.sinks.geotiff import write_geotiff, write_probabilities
+from tilenet.sinks.metadata import warnings_for
+from tilenet.sinks.png import write_png
+from tilenet.sinks.spec import ArrayLayout, MaskSpec, zarr_format_for
+from tilenet.sinks.store import MaskStore, StoredChunk, documents, open_store
+
+__all__ = [
+    "ArrayLayout",
+    "MaskSpec",
+    "MaskStore",
+    "StoredChunk",
+    "documents",
+    "open_store",
+    "warnings_for",
+    "write_geotiff",
+    "write_png",
+    "write_probabilities",
+    "zarr_format_for",
+]

@@ -1,0 +1,307 @@
+"""Cloud-optimised GeoTIFFs of a finished mask, copied from its store window by window.
+
+GDAL is never trusted with a half-written file: a killed GTiff write leaves a blank mask that opens
+and reads, and a full disk can pass without an error. So the file is made under another name, read
+back in full, synced, and only then renamed. Small rasters are made in memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+from numpy.typing import NDArray
+from rasterio.control import GroundControlPoint
+from rasterio.crs import CRS
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import MemoryFile
+from rasterio.transform import Affine
+from rasterio.windows import Window as RasterWindow
+
+from tilenet import durable
+from tilenet.classes import NODATA
+from tilenet.errors import OutputError, ResourceError, TilenetError
+from tilenet.geometry import Georeference, Window
+from tilenet.sinks.pam import class_table
+from tilenet.sinks.quiet import ignoring
+from tilenet.sinks.spec import MaskSpec
+
+__all__ = ["Read", "write_geotiff", "write_probabilities"]
+
+Read = Callable[[Window], NDArray[np.uint8]]
+"""Returns a window's pixels: (height, width) of a mask, (channels, height, width) otherwise."""
+
+_BLOCK = 512
+_WINDOW = 2048
+_IN_MEMORY_BYTES = _WINDOW * _WINDOW
+_SPARE_BYTES = 16 << 20
+_EXHAUSTED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+
+# GDAL's cache defaults to 5 % of the machine; its threads swallow "disk full" (measured).
+_GDAL = {"GDAL_CACHEMAX": 64 << 20, "GDAL_NUM_THREADS": "1", "GDAL_PAM_ENABLED": "YES"}
+_PLAIN = {
+    "driver": "GTiff",
+    "tiled": True,
+    "blockxsize": _BLOCK,
+    "blockysize": _BLOCK,
+    "compress": "ZSTD",
+    "zstd_level": 1,
+    "bigtiff": "YES",
+    "sparse_ok": True,
+}
+_COG = {
+    "driver": "COG",
+    "compress": "DEFLATE",
+    "blocksize": _BLOCK,
+    "overviews": "IGNORE_EXISTING",
+    "statistics": "YES",
+    "bigtiff": "IF_SAFER",
+    "sparse_ok": "YES",
+}
+
+
+def write_geotiff(read: Read, spec: MaskSpec, out: Path) -> dict[str, Any]:
+    """Write the mask as a COG with palette, class names, nodata 255 and majority overviews.
+
+    Class names go into `NAME.tif.aux.xml` too, where GDAL and QGIS look for them. Memory does not
+    grow with the raster. Both files are on disk when the call returns.
+
+    Parameters
+    ----------
+    read : callable
+        Window -> (height, width) uint8; called twice for every pixel.
+    spec : MaskSpec
+        The mask; its georeference is carried over exactly.
+    out : Path
+        Name of the file; replaced if it exists.
+
+    Returns
+    -------
+    dict
+        `sha256` and `size` of the COG.
+
+    Raises
+    ------
+    ResourceError
+        If the disk or the memory is exhausted.
+    OutputError
+        If GDAL fails, or the file does not read back as it was written.
+    """
+
+    def describe(dst: Any) -> None:
+        colors = {c.id: (*c.color, 255) for c in spec.classes}
+        dst.write_colormap(1, {**colors, NODATA: (0, 0, 0, 0)})
+        dst.set_band_description(1, "class")
+        dst.update_tags(1, **{f"CLASS_{c.id}": c.name for c in spec.classes})
+
+    profile = {"count": 1, "nodata": NODATA}
+    return _export(read, spec, out, profile, "MODE", describe, class_table(spec.classes))
+
+
+def write_probabilities(read: Read, spec: MaskSpec, out: Path) -> dict[str, Any]:
+    """Write the probabilities as a COG of one band per channel, 0 to 255 standing for 0 to 1.
+
+    Parameters, result and exceptions are those of `write_geotiff`; `read` returns
+    (channels, height, width), and overviews are averages.
+    """
+
+    def describe(dst: Any) -> None:
+        for band, name in enumerate(spec.channels, 1):
+            dst.set_band_description(band, name)
+        dst.scales = [1 / 255] * len(spec.channels)
+
+    profile = {"count": len(spec.channels), "interleave": "band"}
+    return _export(read, spec, out, profile, "AVERAGE", describe, None)
+
+
+def _export(
+    read: Read,
+    spec: MaskSpec,
+    out: Path,
+    profile: dict[str, Any],
+    resampling: str,
+    describe: Callable[[Any], None],
+    sidecar: bytes | None,
+) -> dict[str, Any]:
+    shape = {"height": spec.height, "width": spec.width, "dtype": "uint8"}
+    profile = {**shape, **profile, **_place(spec.georeference)}
+    cog = {**_COG, "overview_resampling": resampling}
+    small = profile["count"] * spec.height * spec.width <= _IN_MEMORY_BYTES
+    with rasterio.Env(**_GDAL), _failures(out):
+        if small:
+            with MemoryFile(ext=".tif") as file:
+                _fill(file.name, read, spec, {**profile, **cog}, describe)
+                _compare(file.name, read, spec)
+                data = file.read()
+            with _beside(out, sidecar):
+                durable.write(out, data)
+            return {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+        # Failures are judged inside too: once the folder is gone, the disk is no longer full.
+        with tempfile.TemporaryDirectory(**_hidden(out)) as folder, _failures(out):
+            plain, final = Path(folder, "plain.tif"), Path(folder, "cog.tif")
+            _fill(str(plain), read, spec, {**profile, **_PLAIN}, describe)
+            rasterio.shutil.copy(str(plain), str(final), **cog)
+            _compare(str(final), read, spec)
+            with final.open("rb") as opened:
+                os.fsync(opened.fileno())
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            size = final.stat().st_size
+            with _beside(out, sidecar):
+                durable.rename(final, out)
+            return {"sha256": digest, "size": size}
+
+
+def _hidden(out: Path) -> dict[str, Any]:
+    return {"prefix": f".{out.name}.", "suffix": ".tmp", "dir": out.parent}
+
+
+@contextmanager
+def _beside(out: Path, content: bytes | None) -> Iterator[None]:
+    """Write the sidecar first, so that a file with its final name always has it."""
+    if content is None:
+        yield
+        return
+    sidecar = out.with_name(f"{out.name}.aux.xml")
+    durable.write(sidecar, content, sync_parent=False)  # the caller syncs the same directory
+    try:
+        yield
+    except BaseException:
+        sidecar.unlink(missing_ok=True)
+        raise
+
+
+def _fill(
+    path: str, read: Read, spec: MaskSpec, profile: dict[str, Any], describe: Callable[[Any], None]
+) -> None:
+    """Write pixels and tags to a new file at `path`."""
+    place = spec.georeference
+    with ignoring(NotGeoreferencedWarning):
+        dst = rasterio.open(path, "w", **profile)
+    with dst:
+        describe(dst)
+        dst.update_tags(TIFFTAG_SOFTWARE=f"tilenet {version('tilenet')}")
+        if place.rpcs:
+            dst.update_tags(ns="RPC", **dict(place.rpcs))
+        if place.mpp is not None and not place.is_georeferenced:
+            dst.update_tags(
+                TIFFTAG_XRESOLUTION=repr(10_000 / place.mpp[1]),
+                TIFFTAG_YRESOLUTION=repr(10_000 / place.mpp[0]),
+                TIFFTAG_RESOLUTIONUNIT="3",  # pixels per centimetre
+            )
+        for window in _windows(spec):
+            data = read(window)
+            dst.write(data if data.ndim == 3 else data[None], window=_rasterio(window))
+
+
+def _compare(path: str, read: Read, spec: MaskSpec) -> None:
+    """Read the file back: every pixel equal, every overview readable, the place kept."""
+    with ignoring(NotGeoreferencedWarning):
+        src = rasterio.open(path)
+    with src:
+        levels = len(src.overviews(1))
+        _compare_place(src, spec.georeference)
+        for window in _windows(spec):
+            data = read(window)
+            if not np.array_equal(
+                src.read(window=_rasterio(window)), data if data.ndim == 3 else data[None]
+            ):
+                raise OutputError("the GeoTIFF does not read back as the mask", path, "try again")
+    for level in range(levels):
+        with ignoring(NotGeoreferencedWarning):
+            overview = rasterio.open(path, overview_level=level)
+        with overview:
+            for _, window in overview.block_windows(1):
+                overview.read(window=window)
+
+
+def _compare_place(src: Any, place: Georeference) -> None:
+    transform = None if src.transform.is_identity else tuple(src.transform)[:6]
+    points = tuple((p.row, p.col, p.x, p.y, p.z) for p in src.gcps[0])
+    wrong = [
+        name
+        for name, kept in (
+            ("transform", place.transform is None or transform == place.transform),
+            ("CRS", place.crs_wkt is None or src.crs == CRS.from_wkt(place.crs_wkt)),
+            ("GCPs", place.transform is not None or points == place.gcps),
+            ("RPCs", not place.rpcs or bool(src.tags(ns="RPC"))),
+        )
+        if not kept
+    ]
+    if wrong:
+        raise OutputError(f"GeoTIFF cannot hold the {', '.join(wrong)}", "", "export to .zarr")
+
+
+def _place(place: Georeference) -> dict[str, Any]:
+    """Return the place as `rasterio.open` takes it; a TIFF holds an affine or points, not both."""
+    if place.transform is None and place.gcps:
+        points = [GroundControlPoint(*point) for point in place.gcps]
+        return {"gcps": points, "crs": place.gcp_crs_wkt}
+    profile: dict[str, Any] = {}
+    if place.transform is not None:
+        profile["transform"] = Affine(*place.transform)
+    if place.crs_wkt is not None:
+        profile["crs"] = place.crs_wkt
+    return profile
+
+
+def _windows(spec: MaskSpec) -> Iterator[Window]:
+    whole = Window(0, 0, spec.height, spec.width)
+    for row in range(0, spec.height, _WINDOW):
+        for col in range(0, spec.width, _WINDOW):
+            yield Window(row, col, _WINDOW, _WINDOW).intersection(whole)
+
+
+def _rasterio(window: Window) -> RasterWindow:
+    return RasterWindow(window.col, window.row, window.width, window.height)
+
+
+@contextmanager
+def _failures(out: Path) -> Iterator[None]:
+    """Turn whatever GDAL or the system raises into our errors, naming `out`."""
+    try:
+        yield
+    except OutputError as err:
+        raise _blame_disk(out) or OutputError(err.what, out, err.do) from err
+    except TilenetError:
+        raise
+    except MemoryError as err:
+        raise ResourceError("out of memory", out, "run again with less beside it") from err
+    except OSError as err:
+        raise _system_error(err, out) from err
+    except Exception as err:
+        # The COG driver's errors are neither RasterioError nor OSError.
+        raise _blame_disk(out) or OutputError(f"GDAL failed: {err}", out, "see above") from err
+
+
+def _system_error(err: OSError, out: Path) -> TilenetError:
+    if isinstance(err, RasterioError) or err.errno not in _EXHAUSTED:
+        return _blame_disk(out) or OutputError(f"cannot write: {err}", out, "check the folder")
+    return ResourceError(f"cannot write: {err.strerror}", out, "free space, then run it again")
+
+
+def _blame_disk(out: Path) -> ResourceError | None:
+    """Return the error if the disk is full: GDAL's own message often does not say so.
+
+    GDAL removes the file that did not fit, so the disk counts as full while another one of the size
+    of what is already there would not fit.
+    """
+    try:
+        made = sum(p.stat().st_size for p in out.parent.glob(f".{glob.escape(out.name)}.*/*"))
+        free = shutil.disk_usage(out.parent).free
+    except OSError:
+        return None
+    if free > made + _SPARE_BYTES:
+        return None
+    return ResourceError("disk full", out, "free space, then run it again")

@@ -1,0 +1,51 @@
+"""A mask as a palette PNG, for small pictures without a place on a map."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tilenet import durable
+from tilenet.classes import NODATA
+from tilenet.errors import OutputError
+from tilenet.sinks.spec import MaskSpec
+
+__all__ = ["write_png"]
+
+
+def write_png(mask: NDArray[np.uint8], spec: MaskSpec, out: Path) -> None:
+    """Write `mask` as an 8-bit palette PNG: index = class id, 255 transparent.
+
+    The file is decoded and compared before it gets its name, and is on disk when the call returns.
+
+    Parameters
+    ----------
+    mask : ndarray of uint8
+        (height, width) of `spec`.
+    spec : MaskSpec
+        Classes and colours.
+    out : Path
+        Name of the file.
+
+    Raises
+    ------
+    OutputError
+        If the encoded picture does not decode to the mask.
+    OSError
+        As the system says.
+    """
+    palette = np.zeros((256, 3), np.uint8)
+    for c in spec.classes:
+        palette[c.id] = c.color
+    image = Image.frombytes("P", (spec.width, spec.height), mask.tobytes())
+    image.putpalette(palette.tobytes())
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", transparency=NODATA)
+    with Image.open(buffer) as written:
+        if not np.array_equal(np.asarray(written), mask):
+            raise OutputError("the PNG does not decode to the mask", out, "try another format")
+    durable.write(out, buffer.getvalue())

@@ -1,0 +1,134 @@
+"""What a mask is before any pixel of it exists: size, classes, place, storage. No files here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from tilenet.classes import NODATA, ClassInfo
+from tilenet.geometry import Georeference
+
+__all__ = ["ArrayLayout", "Level", "MaskSpec", "ZarrFormat", "zarr_format_for"]
+
+ZarrFormat = Literal[2, 3]
+Level = tuple[str, int, int, int]
+"""Array path, factor, height, width of one pyramid level."""
+
+
+def zarr_format_for(georeference: Georeference) -> ZarrFormat:
+    """Return 3 for a grid on a map, else 2, which QuPath reads."""
+    return 3 if georeference.is_georeferenced else 2
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayLayout:
+    """How one pixel array is stored.
+
+    Parameters
+    ----------
+    path : str
+        Place inside the store.
+    shape, chunks : tuple of int
+        (height, width), or (channels, height, width).
+    fill : int
+        Value of a chunk that is not stored.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    fill: int
+
+    @property
+    def dimensions(self) -> tuple[str, ...]:
+        """Names of the axes."""
+        return ("y", "x") if len(self.shape) == 2 else ("class", "y", "x")
+
+
+@dataclass(frozen=True, slots=True)
+class MaskSpec:
+    """Everything that is known of a mask before it is computed.
+
+    Parameters
+    ----------
+    height, width : int
+        Pixels at full resolution, at least 1.
+    classes : tuple of ClassInfo
+        Values the mask may hold, beside 255.
+    georeference : Georeference
+        Of this grid, not of the source's.
+    chunk : int
+        Chunk side in pixels, at every level.
+    channels : tuple of str
+        Names of the probability planes; empty for a mask without probabilities.
+    zarr_format : {2, 3}
+        Storage format.
+    title : str
+        Shown by viewers.
+    """
+
+    height: int
+    width: int
+    classes: tuple[ClassInfo, ...]
+    georeference: Georeference
+    chunk: int
+    channels: tuple[str, ...] = ()
+    zarr_format: ZarrFormat = 3
+    title: str = "mask"
+
+    @property
+    def levels(self) -> list[Level]:
+        """(array path, factor, height, width) of each level, until one chunk holds it all."""
+        path, factor, height, width = "mask", 1, self.height, self.width
+        levels = [(path, factor, height, width)]
+        while max(height, width) > self.chunk:
+            factor, height, width = factor * 2, (height + 1) // 2, (width + 1) // 2
+            levels.append((f"ovr_{factor}x/mask", factor, height, width))
+        return levels
+
+    @property
+    def layouts(self) -> dict[str, ArrayLayout]:
+        """The pixel arrays by path: every level of the mask, and `prob` if there are channels."""
+        # Never larger than level 0, so that a tiny raster does not pay for a whole chunk.
+        chunks = (min(self.chunk, self.height), min(self.chunk, self.width))
+        layouts = {
+            path: ArrayLayout(path, (height, width), chunks, NODATA)
+            for path, _, height, width in self.levels
+        }
+        if self.channels:
+            shape = (len(self.channels), self.height, self.width)
+            layouts["prob"] = ArrayLayout("prob", shape, (1, *chunks), 0)
+        return layouts
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the spec as plain JSON values; `from_dict` is the inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MaskSpec:
+        """Return the spec that `as_dict` wrote, after a round trip through JSON.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            If a value is missing or of another kind.
+        """
+        place = values["georeference"]
+        georeference = Georeference(
+            crs_wkt=place["crs_wkt"],
+            transform=_optional_tuple(place["transform"]),
+            gcps=tuple(tuple(point) for point in place["gcps"]),
+            gcp_crs_wkt=place["gcp_crs_wkt"],
+            rpcs=tuple((key, value) for key, value in place["rpcs"]),
+            mpp=_optional_tuple(place["mpp"]),
+        )
+        classes = tuple(ClassInfo(c["id"], c["name"], tuple(c["color"])) for c in values["classes"])
+        plain = {key: values[key] for key in ("height", "width", "chunk", "zarr_format", "title")}
+        return cls(
+            classes=classes, georeference=georeference, channels=tuple(values["channels"]), **plain
+        )
+
+
+def _optional_tuple(values: list[float] | None) -> Any:
+    return None if values is None else tuple(values)

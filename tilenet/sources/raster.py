@@ -1,0 +1,389 @@
+"""A raster that GDAL opens, read by windows. Nothing here loads an image whole."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import threading
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio._path import _UnparsedPath
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import DatasetReader
+
+from tilenet.errors import InputError
+from tilenet.geometry import Georeference, Window, reflect
+
+__all__ = ["DRIVERS", "Raster", "RasterInfo", "open_raster"]
+
+DRIVERS = (
+    "GTiff", "PNG", "JPEG", "JP2OpenJPEG", "BMP", "GIF", "WEBP", "JPEGXL", "HFA", "ENVI", "NITF",
+    "EHdr", "ERS", "PNM", "SGI", "RMF", "SRTMHGT", "USGSDEM", "AAIGrid", "XYZ", "PCIDSK", "RST",
+    "Leveller", "PDS", "PDS4", "ISIS3", "SAFE", "BIGGIF",
+)  # fmt: skip
+"""Formats that hold pixels of their own. Formats that point elsewhere (VRT, WMS, STAC…) are not
+opened: a file from a stranger must not make us read other files or the network."""
+
+_CACHE_BYTES = 64 << 20
+_MAX_BANDS = 4096
+_MAX_NATIVE_BLOCK_BYTES = 1 << 30
+_AS_READ = {"uint8", "uint16", "int16", "float32"}
+_CONVERTED = {
+    "int8": "int16", "uint32": "float32", "int32": "float32", "float16": "float32",
+    "float64": "float32",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class RasterInfo:
+    """What is known of a raster before any pixel is read.
+
+    Parameters
+    ----------
+    path : str
+        File.
+    driver : str
+        GDAL's name of the format.
+    height, width : int
+        Pixels at the chosen level.
+    bands : tuple of int
+        Bands in use, from 1.
+    count : int
+        Bands in the file, alpha included.
+    dtype : str
+        Numpy name of the pixels as they are handed out.
+    stored_dtype : str
+        Numpy name of the pixels in the file.
+    level : int
+        Pyramid index, 0 = full resolution.
+    levels : tuple of (int, int)
+        Height and width of every level.
+    native_block : tuple of (int, int)
+        Height and width of the file's own tile or strip.
+    nodata : tuple of float or None
+        Per band in use.
+    validity : str
+        Where invalid pixels come from: "all", "nodata", "alpha" or "mask".
+    georeference : Georeference
+        Of the chosen level.
+    files : tuple of str
+        Every file that was used: the raster and its sidecars.
+    fingerprint : str
+        Hash of names, sizes, times and first bytes of these files.
+    """
+
+    path: str
+    driver: str
+    height: int
+    width: int
+    bands: tuple[int, ...]
+    count: int
+    dtype: str
+    stored_dtype: str
+    level: int
+    levels: tuple[tuple[int, int], ...]
+    native_block: tuple[int, int]
+    nodata: tuple[float | None, ...]
+    validity: str
+    georeference: Georeference
+    files: tuple[str, ...]
+    fingerprint: str
+
+
+def _open(path: str, level: int) -> Any:
+    options: dict[str, object] = {} if level == 0 else {"OVERVIEW_LEVEL": str(level - 1)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        # rasterio.open takes one driver only; the reader class takes the whole list. An unparsed,
+        # absolute path is never taken for a URL or one of GDAL's virtual file systems.
+        return DatasetReader(_UnparsedPath(os.path.abspath(path)), driver=list(DRIVERS), **options)
+
+
+def _environment() -> Any:
+    # GDAL's own default is 5 % of the machine's memory.
+    return rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES)
+
+
+def fingerprint(files: tuple[str, ...]) -> str:
+    """Return a hash of the files' names, sizes, times and first 64 KiB."""
+    digest = hashlib.sha256()
+    for name in files:
+        path = Path(name)
+        stat = path.stat()
+        digest.update(f"{path.name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(65536))
+    return digest.hexdigest()
+
+
+def _levels(path: str, dataset: Any) -> tuple[tuple[int, int], ...]:
+    """Return the sizes of the levels that show the same picture.
+
+    GDAL lists a slide's thumbnail and label pages among the overviews; their proportions give
+    them away.
+    """
+    full = (dataset.height, dataset.width)
+    levels = [full]
+    for index in range(len(dataset.overviews(1))):
+        with _open(path, index + 1) as overview:
+            height, width = overview.height, overview.width
+        same = abs(height * full[1] - width * full[0]) <= max(full)
+        if not same or height >= levels[-1][0]:
+            break
+        levels.append((height, width))
+    return tuple(levels)
+
+
+def _georeference(dataset: Any) -> Georeference:
+    def wkt(crs: Any) -> str | None:
+        return str(crs.to_wkt(version="WKT2_2019")) if crs else None
+
+    gcps, gcp_crs = dataset.gcps
+    transform = tuple(float(v) for v in dataset.transform[:6])
+    placed = transform != (1.0, 0.0, 0.0, 0.0, 1.0, 0.0) and not gcps
+    rpcs = dataset.tags(ns="RPC")
+    mpp = None
+    description = dataset.tags().get("TIFFTAG_IMAGEDESCRIPTION", "")
+    match = re.search(r"\|\s*MPP\s*=\s*([0-9.]+)", description)
+    if description.startswith("Aperio") and match and float(match[1]) > 0:
+        mpp = (float(match[1]), float(match[1]))
+    return Georeference(
+        crs_wkt=wkt(dataset.crs),
+        transform=transform if placed else None,  # type: ignore[arg-type]
+        gcps=tuple((g.row, g.col, g.x, g.y, g.z or 0.0) for g in gcps),
+        gcp_crs_wkt=wkt(gcp_crs) if gcps else None,
+        rpcs=tuple(sorted(rpcs.items())),
+        mpp=mpp,
+    )
+
+
+def _validity(dataset: Any, bands: tuple[int, ...]) -> str:
+    flags = [set(dataset.mask_flag_enums[b - 1]) for b in bands]
+    if all(f == {MaskFlags.all_valid} for f in flags):
+        return "all"
+    if any(MaskFlags.nodata in f for f in flags):
+        return "nodata"
+    return "alpha" if any(MaskFlags.alpha in f for f in flags) else "mask"
+
+
+def _check(path: str, dataset: Any, bands: tuple[int, ...]) -> None:
+    if dataset.count > _MAX_BANDS:
+        raise InputError(f"{dataset.count} bands, at most {_MAX_BANDS} are read", path)
+    missing = [b for b in bands if not 1 <= b <= dataset.count]
+    if missing:
+        raise InputError(
+            f"no band {missing[0]}", path, f"--bands counts from 1; the file has {dataset.count}"
+        )
+    for band in bands:
+        name = dataset.dtypes[band - 1]
+        if name not in _AS_READ and name not in _CONVERTED:
+            raise InputError(
+                f"pixels are {name}", path, "convert them to 8- or 16-bit integers or float32"
+            )
+        if dataset.colorinterp[band - 1] is ColorInterp.palette:
+            raise InputError(
+                "pixels are indices into a palette",
+                path,
+                "expand them first: gdal_translate -expand rgb IN OUT",
+            )
+        height, width = dataset.block_shapes[band - 1]
+        if height * width * np.dtype(name).itemsize > _MAX_NATIVE_BLOCK_BYTES:
+            raise InputError(
+                f"one native block is {height}×{width} pixels", path, "rewrite the file in tiles"
+            )
+
+
+def _describe(path: str, dataset: Any, bands: tuple[int, ...] | None, level: int) -> RasterInfo:
+    if bands is None:
+        bands = tuple(
+            b for b in range(1, dataset.count + 1)
+            if dataset.colorinterp[b - 1] is not ColorInterp.alpha
+        )  # fmt: skip
+    if not bands:
+        raise InputError("no bands", path)
+    _check(path, dataset, bands)
+    levels = _levels(path, dataset)
+    if not 0 <= level < len(levels):
+        raise InputError(f"no level {level}", path, f"the file has levels 0 to {len(levels) - 1}")
+    height, width = levels[level]
+    stored = str(np.result_type(*(dataset.dtypes[b - 1] for b in bands)))
+    files = tuple(sorted(f for f in dataset.files if Path(f).is_file()))
+    return RasterInfo(
+        path=path,
+        driver=dataset.driver,
+        height=height,
+        width=width,
+        bands=bands,
+        count=dataset.count,
+        dtype=stored if stored in _AS_READ else _CONVERTED.get(stored, "float32"),
+        stored_dtype=stored,
+        level=level,
+        levels=levels,
+        native_block=tuple(dataset.block_shapes[bands[0] - 1]),
+        nodata=tuple(dataset.nodatavals[b - 1] for b in bands),
+        validity=_validity(dataset, bands),
+        georeference=_georeference(dataset).scaled(levels[0][0] / height, levels[0][1] / width),
+        files=files,
+        fingerprint=fingerprint(files),
+    )
+
+
+class Raster:
+    """An open raster; `read` may be called from any thread.
+
+    Parameters
+    ----------
+    info : RasterInfo
+        From `open_raster`.
+    """
+
+    def __init__(self, info: RasterInfo) -> None:
+        self.info = info
+        self._handles = threading.local()  # a GDAL handle belongs to one thread
+
+    def __reduce__(self) -> tuple[type[Raster], tuple[RasterInfo]]:
+        return Raster, (self.info,)
+
+    def _dataset(self) -> Any:
+        if not hasattr(self._handles, "dataset"):
+            self._handles.dataset = _open(self.info.path, self.info.level)
+        return self._handles.dataset
+
+    def read(
+        self, window: Window, fill: NDArray[np.float64]
+    ) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+        """Read a window; what lies beyond the raster is reflected into it.
+
+        A pixel is valid if it is finite in every band, and not nodata in at least one (GDAL's
+        rule), or where alpha or the mask band is not 0. Invalid values become the band's fill.
+
+        Parameters
+        ----------
+        window : Window
+            At the chosen level; may reach beyond the right and lower border.
+        fill : ndarray, shape (C,)
+            What the network shall see at invalid values, rounded for integer pixels.
+
+        Returns
+        -------
+        pixels : ndarray, shape (C, height, width)
+            In `info.dtype`.
+        valid : ndarray, shape (height, width), bool, or None
+            None where every pixel is valid.
+
+        Raises
+        ------
+        InputError
+            The pixels cannot be read.
+        """
+        rows = reflect(window.row, window.row_stop, self.info.height)
+        cols = reflect(window.col, window.col_stop, self.info.width)
+        box = Window.from_bounds(
+            int(rows.min()), int(cols.min()), int(rows.max()) + 1, int(cols.max()) + 1
+        )
+        try:
+            with _environment():
+                pixels, valid = self._read(box, fill)
+        except RasterioError as error:
+            raise InputError(
+                f"pixels cannot be read: {error}", f"{self.info.path} {box}", "check the file"
+            ) from error
+        if (box.height, box.width) != (window.height, window.width):
+            index = np.ix_(rows - box.row, cols - box.col)
+            pixels = np.ascontiguousarray(pixels[:, index[0], index[1]])
+            valid = None if valid is None else valid[index]
+        return pixels, valid
+
+    def _read(
+        self, box: Window, fill: NDArray[np.float64]
+    ) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+        dataset = self._dataset()
+        where = ((box.row, box.row_stop), (box.col, box.col_stop))
+        stored = dataset.read(self.info.bands, window=where)
+        pixels = stored.astype(self.info.dtype, copy=False)
+        invalid = _invalid_values(stored, self.info.nodata)
+        valid: NDArray[np.bool_] | None = None
+        if self.info.validity == "nodata" and invalid is not None:
+            valid = ~invalid.all(axis=0)
+        elif self.info.validity == "alpha":
+            alpha = [c is ColorInterp.alpha for c in dataset.colorinterp].index(True) + 1
+            valid = dataset.read(alpha, window=where) != 0
+        elif self.info.validity == "mask":
+            valid = dataset.read_masks(self.info.bands[0], window=where) != 0
+        if pixels.dtype.kind == "f":
+            finite = np.isfinite(pixels)
+            if not finite.all():
+                everywhere = finite.all(axis=0)
+                valid = everywhere if valid is None else valid & everywhere
+                invalid = ~finite if invalid is None else invalid | ~finite
+        if valid is not None and valid.all():
+            valid = None
+        if valid is not None:
+            invalid = ~valid if invalid is None else invalid | ~valid
+        if invalid is not None:
+            rounded = fill if pixels.dtype.kind == "f" else np.rint(fill)
+            values = rounded.astype(pixels.dtype)[:, None, None]
+            pixels = np.where(invalid, values, pixels)
+        return pixels, valid
+
+
+def _invalid_values(
+    pixels: NDArray[Any], nodata: tuple[float | None, ...]
+) -> NDArray[np.bool_] | None:
+    """Return where a value is its band's nodata, (C, h, w), or None if nowhere."""
+    invalid = None
+    for band, value in enumerate(nodata):
+        if value is None:
+            continue
+        if np.isnan(value):
+            same = np.isnan(pixels[band])
+        elif pixels.dtype.kind in "iu" and (
+            value != int(value) or not np.can_cast(np.min_scalar_type(int(value)), pixels.dtype)
+        ):
+            continue  # a nodata value that the pixels cannot hold marks nothing
+        else:
+            same = pixels[band] == np.asarray(value).astype(pixels.dtype)
+        if same.any():
+            if invalid is None:
+                invalid = np.zeros(pixels.shape, bool)
+            invalid[band] = same
+    return invalid
+
+
+def open_raster(path: str | Path, bands: tuple[int, ...] | None = None, level: int = 0) -> Raster:
+    """Open a raster and look at its header.
+
+    Parameters
+    ----------
+    path : str or Path
+        A local file.
+    bands : tuple of int, optional
+        Bands from 1, in the order the model wants them; default all but alpha.
+    level : int
+        Pyramid index.
+
+    Raises
+    ------
+    InputError
+        The file is missing, no raster of a known format, or of a kind of pixel that is no image.
+    """
+    name = str(path)
+    if not Path(path).exists():
+        raise InputError("no such file", name, "check the path")
+    if not Path(path).is_file():
+        raise InputError("not a regular file", name, "give a raster or a folder of rasters")
+    try:
+        with _environment(), _open(name, 0) as dataset:
+            return Raster(_describe(name, dataset, bands, level))
+    except (RasterioError, OSError) as error:
+        raise InputError(
+            f"not a raster that can be read: {error}", name, "check the file"
+        ) from error
