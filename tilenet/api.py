@@ -439,7 +439,7 @@ def _estimate(plan: Plan, files: ModelFiles) -> dict[str, Any]:
         "tiles": lattice.tiles,
         "redundancy": round(lattice.redundancy, 4),
         "blocks": lattice.blocks,
-        "block": lattice.rows.core,
+        "block": [lattice.rows.core, lattice.cols.core],
         "chunk": plan.chunk,
         "levels": len(plan.spec.levels),
         "mask_bytes_at_most": pixels * 4 // 3 + pixels * plan.channels * plan.probabilities,

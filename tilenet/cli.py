@@ -18,6 +18,7 @@ import typer
 
 from tilenet import __version__
 from tilenet.errors import InterruptError, TilenetError, one_line
+from tilenet.memory import return_large_arrays
 
 __all__ = ["app", "run"]
 
@@ -247,6 +248,7 @@ def run(arguments: list[str]) -> int:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    return_large_arrays()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:

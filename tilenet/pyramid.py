@@ -36,8 +36,21 @@ def _halve(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     height, width = mask.shape
     if height % 2 or width % 2:
         mask = np.pad(mask, ((0, height % 2), (0, width % 2)), mode="edge")
-    a, b = mask[0::2, 0::2], mask[0::2, 1::2]
-    c, d = mask[1::2, 0::2], mask[1::2, 1::2]
+    # Neighbours in a row as one 16-bit number: whole-array operations on contiguous memory.
+    pairs = np.ascontiguousarray(mask).view("<u2")
+    upper, lower = pairs[0::2], pairs[1::2]
+    out = upper.astype(np.uint8)  # the low byte: the first of the four
+    mixed = np.flatnonzero((upper != lower) | ((upper >> 8) != out))
+    if mixed.size:
+        above, below = upper.ravel()[mixed], lower.ravel()[mixed]
+        four = [(pair >> shift).astype(np.uint8) for pair in (above, below) for shift in (0, 8)]
+        out.ravel()[mixed] = _majority(*four)
+    return out
+
+
+def _majority(
+    a: NDArray[np.uint8], b: NDArray[np.uint8], c: NDArray[np.uint8], d: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
     # Candidates from last to first, each kept if it has as many votes as the best so far.
     best, votes = d, _votes(d, a, b, c)
     for one, *others in ((c, a, b, d), (b, a, c, d), (a, b, c, d)):

@@ -5,7 +5,7 @@ No Dask and no files: pixels come in, arrays go out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from tilenet.models.session import Session, SumsLike, Tile
 
 __all__ = ["BlockJob", "Forwarded", "drive", "join", "read_window"]
 
+_JOIN_ROWS = 128
+
 
 def read_window(lattice: Lattice, block: int) -> Window:
     """Return the pixels a block needs: its core and its own tiles, padding included."""
@@ -33,6 +35,15 @@ def read_window(lattice: Lattice, block: int) -> Window:
     return Window.from_bounds(core.row, core.col, row_stop, col_stop)
 
 
+SumRows = Any
+"""Sums, (K, h, w) int32, by rows: an array, or a file that is written and read like one
+(`tilenet.engine.spill.RowsWriter`, `RowsReader`)."""
+
+
+def _in_memory(_name: str | int, shape: tuple[int, int, int]) -> SumRows:
+    return np.zeros(shape, np.int32)
+
+
 @dataclass(frozen=True, slots=True)
 class Forwarded:
     """What a block's own tiles give.
@@ -43,11 +54,11 @@ class Forwarded:
         The core: classes where no other block's tile reaches, 255 where not kept.
     probabilities : ndarray, shape (K, h, w), uint8, or None
         Likewise; 0 where not kept.
-    top : ndarray, shape (K, rows, w), int32
+    top : SumRows, (K, rows, w)
         Own sums of the core's leading rows, which other blocks' tiles reach.
-    left : ndarray, shape (K, h − rows, cols), int32
+    left : SumRows, (K, h − rows, cols)
         Own sums of the leading columns below them.
-    strips : dict of int to ndarray, (K, …), int32
+    strips : dict of int to SumRows, (K, …)
         Own sums in other blocks' cores, by block.
     tiles_forwarded, tiles_skipped, nonfinite : int
         Tiles, and scores that were NaN or infinite.
@@ -55,9 +66,9 @@ class Forwarded:
 
     mask: NDArray[np.uint8]
     probabilities: NDArray[np.uint8] | None
-    top: NDArray[np.int32]
-    left: NDArray[np.int32]
-    strips: dict[int, NDArray[np.int32]]
+    top: SumRows
+    left: SumRows
+    strips: Mapping[int, SumRows]
     tiles_forwarded: int
     tiles_skipped: int
     nonfinite: int
@@ -98,6 +109,9 @@ class BlockJob:
         Skip tiles without kept pixels.
     only : Window or None
         Forward just the tiles that reach into this window (to remake a lost strip).
+    allocate : callable
+        Makes room for what leaves undecided: called with "top", "left" or a taker's number, and
+        the shape (K, h, w).
     """
 
     def __init__(
@@ -112,6 +126,7 @@ class BlockJob:
         probabilities: bool = False,
         skip: bool = True,
         only: Window | None = None,
+        allocate: Callable[[str | int, tuple[int, int, int]], SumRows] = _in_memory,
     ) -> None:
         self._lattice, self._blend, self._decision = lattice, blend, decision
         self._channels = channels
@@ -128,10 +143,10 @@ class BlockJob:
         self._probabilities = (
             np.zeros((channels, core.height, core.width), np.uint8) if probabilities else None
         )
-        self._top = np.zeros((channels, frame_rows, core.width), np.int32)
-        self._left = np.zeros((channels, core.height - frame_rows, frame_cols), np.int32)
+        self._top = allocate("top", (channels, frame_rows, core.width))
+        self._left = allocate("left", (channels, core.height - frame_rows, frame_cols))
         self._strips = {
-            t: np.zeros((channels, w.height, w.width), np.int32) for t, w in self._takers.items()
+            t: allocate(t, (channels, w.height, w.width)) for t, w in self._takers.items()
         }
         rows, cols = lattice.own_tiles(block)
         every = [
@@ -203,7 +218,7 @@ class BlockJob:
         self._sums.shift(row - self._row)
         self._row = row
 
-    def _outlets(self) -> Iterator[tuple[NDArray[np.int32], Window]]:
+    def _outlets(self) -> Iterator[tuple[SumRows, Window]]:
         core, interior = self._core, self._interior
         yield self._top, Window.from_bounds(core.row, core.col, interior.row, core.col_stop)
         yield self._left, Window.from_bounds(interior.row, core.col, core.row_stop, interior.col)
@@ -253,7 +268,7 @@ def join(
     lattice: Lattice,
     block: int,
     own: Forwarded,
-    strips: dict[int, NDArray[np.int32]],
+    strips: Mapping[int, SumRows],
     decision: Decision,
 ) -> None:
     """Add the neighbours' strips to a block's frame and decide it, in place in `own.mask`.
@@ -265,8 +280,8 @@ def join(
     block : int
         Which block.
     own : Forwarded
-        Its forward half; `mask`, `probabilities`, `top` and `left` are changed.
-    strips : dict of int to ndarray
+        Its forward half; `mask` and `probabilities` are changed.
+    strips : mapping of int to SumRows
         By giver, every one of `lattice.givers(block)`.
     decision : Decision
         Activation and threshold.
@@ -275,17 +290,27 @@ def join(
     rows, cols = lattice.shared(block)
     top = Window.from_bounds(core.row, core.col, core.row + rows, core.col_stop)
     left = Window.from_bounds(core.row + rows, core.col, core.row_stop, core.col + cols)
-    for sums, frame in ((own.top, top), (own.left, left)):
-        for giver, strip in strips.items():
-            window = lattice.strip(giver, block)
-            part = window.intersection(frame)
-            if part.pixels:
-                inside = (slice(None), *part.slices(frame.row, frame.col))
-                sums[inside] += strip[(slice(None), *part.slices(window.row, window.col))]
+    given = [(lattice.strip(giver, block), strip) for giver, strip in strips.items()]
+    for own_sums, frame in ((own.top, top), (own.left, left)):
         if not frame.pixels:
             continue
-        where = frame.slices(core.row, core.col)
-        kept = own.mask[where] != NODATA
-        own.mask[where] = np.where(kept, decide(sums, decision), np.uint8(NODATA))
-        if own.probabilities is not None:
-            own.probabilities[(slice(None), *where)] = quantise(sums, decision) * kept
+        for row in range(frame.row, frame.row_stop, _JOIN_ROWS):
+            band = Window(row, frame.col, _JOIN_ROWS, frame.width).intersection(frame)
+            sums = _band(band, [(frame, own_sums), *given])
+            where = band.slices(core.row, core.col)
+            kept = own.mask[where] != NODATA
+            own.mask[where] = np.where(kept, decide(sums, decision), np.uint8(NODATA))
+            if own.probabilities is not None:
+                own.probabilities[(slice(None), *where)] = quantise(sums, decision) * kept
+
+
+def _band(band: Window, sources: list[tuple[Window, SumRows]]) -> NDArray[np.int32]:
+    """Return the sums of all sources over a band of rows, (K, h, w)."""
+    channels = sources[0][1].shape[0]
+    sums = np.zeros((channels, band.height, band.width), np.int32)
+    for window, rows in sources:
+        part = window.intersection(band)
+        if part.pixels:
+            inside, cols = part.slices(window.row, window.col)
+            sums[(slice(None), *part.slices(band.row, band.col))] += rows[:, inside][:, :, cols]
+    return sums

@@ -1,6 +1,6 @@
 """The journal: which blocks are on disk. Append-only lines, each with its own checksum.
 
-A line is ``crc32c␠json``. A block counts as done only if its line is whole; what follows the first
+A line is ``crc32␠json``. A block counts as done only if its line is whole; what follows the first
 damaged line is ignored, so a torn tail costs one block's work and never a wrong pixel.
 """
 
@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterable, KeysView
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-
-import google_crc32c
 
 from tilenet import durable
 
@@ -47,7 +46,7 @@ class BlockRecord:
 def encode(record: BlockRecord) -> bytes:
     """Return a record as one line."""
     body = json.dumps(asdict(record), separators=(",", ":"), sort_keys=True).encode()
-    return b"%08x %s\n" % (google_crc32c.value(body), body)
+    return b"%08x %s\n" % (zlib.crc32(body), body)
 
 
 def decode(text: bytes) -> tuple[list[BlockRecord], int]:
@@ -56,7 +55,7 @@ def decode(text: bytes) -> tuple[list[BlockRecord], int]:
     good = 0
     for line in text.splitlines(keepends=True):
         crc, _, body = line.rstrip(b"\n").partition(b" ")
-        if not line.endswith(b"\n") or crc != b"%08x" % google_crc32c.value(body):
+        if not line.endswith(b"\n") or crc != b"%08x" % zlib.crc32(body):
             break
         keys = json.loads(body)
         keys["files"] = tuple((p, h, s) for p, h, s in keys["files"])

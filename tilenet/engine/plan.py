@@ -28,8 +28,8 @@ Format = Literal["zarr", "cog", "png"]
 
 _LOCAL_TILE, _LOCAL_OVERLAP = 1024, 256
 _UNKNOWN_TILE = 512
-_BLOCK_CHUNKS = 4
-_MAX_SUMS_BYTES = 1 << 29
+_BLOCK_CHUNKS = (4, 2)
+_MAX_BLOCK_SUMS_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +152,8 @@ class Plan:
     @property
     def block_levels(self) -> int:
         """How many pyramid levels a block makes alone: those in which it is whole chunks."""
-        core, levels = self.lattice.rows.core, 0
-        while core % (self.chunk << (levels + 1)) == 0:
+        cores, levels = (self.lattice.rows.core, self.lattice.cols.core), 0
+        while all(core % (self.chunk << (levels + 1)) == 0 for core in cores):
             levels += 1
         return min(levels, len(self.spec.levels) - 1)
 
@@ -203,16 +203,21 @@ def _adapter() -> TypeAdapter[Plan]:
     return TypeAdapter(Plan)
 
 
-def _core(chunk: int, tile: int, channels: int) -> int:
-    """Return the block side: 4 chunks, fewer where many classes would fill memory; ≥ a tile."""
-    chunks = _BLOCK_CHUNKS
-    while chunks * chunk < tile:
-        chunks *= 2
-    while chunks > 1 and chunks * chunk // 2 >= tile and (
-        4 * channels * tile * (chunks * chunk + tile) > _MAX_SUMS_BYTES
-    ):  # fmt: skip
-        chunks //= 2
-    return chunks * chunk
+def _core(chunk: int, tile: int, channels: int) -> tuple[int, int]:
+    """Return the height and width of a block: whole chunks, at least a tile.
+
+    Tall blocks, taken row by row: the columns that neighbours share are still in GDAL's cache, so
+    only shared rows are decoded twice; and the sums, one tile high, stay narrow. Many classes take
+    smaller blocks.
+    """
+    rows, cols = _BLOCK_CHUNKS
+    while rows > cols and 4 * channels * rows * cols * chunk * chunk > _MAX_BLOCK_SUMS_BYTES:
+        rows //= 2
+    while rows * chunk < tile:
+        rows *= 2
+    while cols * chunk < tile:
+        cols *= 2
+    return rows * chunk, cols * chunk
 
 
 def make_plan(
@@ -240,9 +245,12 @@ def make_plan(
             "choose with --bands, counted from 1",
         )
     choice = choose_tile(files, shape, config)
-    core = config.block or _core(config.chunk, choice.tile, shape.channels)
+    if config.block is not None:
+        core_rows = core_cols = config.block
+    else:
+        core_rows, core_cols = _core(config.chunk, choice.tile, shape.channels)
 
-    def axis(size: int) -> Axis:
+    def axis(size: int, core: int) -> Axis:
         stride = choice.tile - choice.overlap
         return Axis(size, choice.tile, stride, choice.divisor, core, choice.fixed)
 
@@ -252,7 +260,7 @@ def make_plan(
         model=files,
         channels=shape.channels,
         setup=setup,
-        lattice=Lattice(axis(raster.height), axis(raster.width)),
+        lattice=Lattice(axis(raster.height, core_rows), axis(raster.width, core_cols)),
         blend=config.blend,
         probabilities=config.probabilities,
         format=output,

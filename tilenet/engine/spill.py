@@ -1,36 +1,59 @@
 """Arrays that wait in files: a block's undecided half and the strips for its neighbours.
 
-They are caches, not results: checksummed, not synced, and made again when lost or torn.
+They are caches, not results: checksummed, not synced, and made again when lost or torn. Sums are
+written and read a few rows at a time, so memory does not grow with the number of classes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import struct
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from tilenet import durable
 
-__all__ = ["own_name", "read", "strip_name", "write"]
+__all__ = ["RowsReader", "RowsWriter", "own_names", "read", "strip_name", "write"]
 
 _MAGIC = b"tnspill1"
 _HEAD = struct.Struct("<8sI")
+_CHUNK = 1 << 20
+
+RowsIndex = tuple[slice, slice, slice]
 
 
-def own_name(block: int) -> str:
-    """Return the file name of a block's own half."""
-    return f"{block}.own"
+def own_names(block: int) -> tuple[str, str, str]:
+    """Return the file names of a block's own half: decided pixels, upper and left frame.
+
+    The first is written last: where it is, the others are.
+    """
+    return f"{block}.own", f"{block}.top", f"{block}.left"
 
 
 def strip_name(giver: int, taker: int) -> str:
     """Return the file name of a strip."""
     return f"{taker}.{giver}.strip"
+
+
+@contextlib.contextmanager
+def _whole_file(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """Open a temporary file that becomes `path` if all goes well."""
+    temp = durable.temporary(path)
+    try:
+        with temp.open("wb") as file:
+            yield file, temp
+        temp.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temp.unlink(missing_ok=True)
+        raise
 
 
 def write(path: Path, arrays: dict[str, NDArray[Any]]) -> int:
@@ -45,21 +68,12 @@ def write(path: Path, arrays: dict[str, NDArray[Any]]) -> int:
     parts = [_HEAD.pack(_MAGIC, len(header)), header]
     parts += [memoryview(np.ascontiguousarray(a)).cast("B") for a in arrays.values() if a.size]
     crc = 0
-    for part in parts:
-        crc = google_crc32c.extend(crc, part)
-    temp = durable.temporary(path)
-    try:
-        with temp.open("wb") as file:
-            for part in parts:
-                file.write(part)
-            file.write(struct.pack("<I", crc))
-            size = file.tell()
-        temp.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temp.unlink(missing_ok=True)
-        raise
-    return size
+    with _whole_file(path) as (file, _):
+        for part in parts:
+            crc = zlib.crc32(part, crc)
+            file.write(part)
+        file.write(struct.pack("<I", crc))
+        return file.tell()
 
 
 def read(path: Path) -> dict[str, NDArray[Any]] | None:
@@ -73,7 +87,7 @@ def read(path: Path) -> dict[str, NDArray[Any]] | None:
     if len(data) < _HEAD.size + 4 or data[: len(_MAGIC)] != _MAGIC:
         return None
     view = memoryview(data)
-    if google_crc32c.value(view[:-4]) != struct.unpack("<I", view[-4:])[0]:
+    if zlib.crc32(view[:-4]) != struct.unpack("<I", view[-4:])[0]:
         return None
     _, length = _HEAD.unpack_from(data)
     arrays: dict[str, NDArray[Any]] = {}
@@ -83,3 +97,105 @@ def read(path: Path) -> dict[str, NDArray[Any]] | None:
         arrays[name] = np.frombuffer(data, dtype, count, start).reshape(shape)
         start += count * np.dtype(dtype).itemsize
     return arrays
+
+
+class RowsWriter:
+    """Sums, (K, h, w) int32, that go to a file as their rows come, from the first to the last.
+
+    It takes assignments as an array does, ``writer[:, rows, cols] = sums``; what is never assigned
+    is 0. In the file rows come first, (h, K, w), so that some rows are one read.
+
+    Parameters
+    ----------
+    path : Path
+        The file; it appears on `close`.
+    shape : tuple of int
+        K, h, w.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
+        self._path, self._temp = path, durable.temporary(path)
+        self._shape = shape
+        self._file = self._temp.open("wb")
+        self._row = self._crc = 0
+
+    def __setitem__(self, where: RowsIndex, sums: NDArray[np.int32]) -> None:
+        _, rows, cols = where
+        assert rows.start >= self._row, "rows come in order"
+        channels, _, width = self._shape
+        self._put(np.zeros((rows.start - self._row, channels, width), np.int32))
+        whole = np.zeros((sums.shape[1], channels, width), np.int32)
+        whole[:, :, cols] = sums.transpose(1, 0, 2)
+        self._put(whole)
+
+    def _put(self, rows: NDArray[np.int32]) -> None:
+        if rows.size:
+            data = memoryview(rows).cast("B")
+            self._crc = zlib.crc32(data, self._crc)
+            self._file.write(data)
+        self._row += len(rows)
+
+    def close(self) -> int:
+        """Complete the file, give it its name, and return its size in bytes."""
+        channels, height, width = self._shape
+        self._put(np.zeros((height - self._row, channels, width), np.int32))
+        self._file.write(struct.pack("<I", self._crc))
+        size = self._file.tell()
+        self._file.close()
+        self._temp.replace(self._path)
+        return size
+
+    def abandon(self) -> None:
+        """Drop the file."""
+        self._file.close()
+        self._temp.unlink(missing_ok=True)
+
+
+class RowsReader:
+    """Sums that `RowsWriter` wrote, read by rows: ``reader[:, a:b]`` is (K, b − a, w) int32.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    shape : tuple of int
+        K, h, w.
+
+    Raises
+    ------
+    ValueError
+        The file is missing or damaged.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
+        self.shape = shape
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ValueError("missing") from error
+        try:
+            self._verify()
+        except ValueError:
+            self.close()
+            raise
+
+    def _verify(self) -> None:
+        size = 4 * int(np.prod(self.shape, dtype=np.int64))
+        if os.fstat(self._fd).st_size != size + 4:
+            raise ValueError("another size")
+        crc = 0
+        for start in range(0, size, _CHUNK):
+            crc = zlib.crc32(os.pread(self._fd, min(_CHUNK, size - start), start), crc)
+        if crc != struct.unpack("<I", os.pread(self._fd, 4, size))[0]:
+            raise ValueError("damaged")
+
+    def __getitem__(self, where: tuple[slice, slice]) -> NDArray[np.int32]:
+        channels, height, width = self.shape
+        start, stop, _ = where[1].indices(height)
+        row_bytes = 4 * channels * width
+        data = os.pread(self._fd, (stop - start) * row_bytes, start * row_bytes)
+        return np.frombuffer(data, "<i4").reshape(stop - start, channels, width).transpose(1, 0, 2)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)

@@ -7,9 +7,11 @@ travel. Doing a task twice, or in two places at once, gives the same files.
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,7 +95,9 @@ class Worker:
         """Return the path of a spilled file."""
         return self.folder / STRIPS / name
 
-    def forward(self, block: int, spans: Spans, only: Window | None = None) -> Forwarded:
+    def forward(
+        self, block: int, spans: Spans, only: Window | None = None, allocate: Any = None
+    ) -> Forwarded:
         """Read a block and forward its own tiles."""
         plan = self.plan
         with spans.reading():
@@ -111,6 +115,7 @@ class Worker:
             probabilities=plan.probabilities and only is None,
             skip=plan.skip_nodata,
             only=only,
+            **({} if allocate is None else {"allocate": allocate}),
         )
         with session.lock, spans.forwarding():
             drive(session, [(job, session.load(pixels))], plan.lattice.tile_shape)
@@ -119,41 +124,61 @@ class Worker:
         spans.nonfinite += done.nonfinite
         return done
 
-    def spill(self, block: int, done: Forwarded, spans: Spans) -> None:
-        """Write a block's half and its strips into the run folder."""
-        own = {"mask": done.mask, "top": done.top, "left": done.left,
-               "tiles": np.array([done.tiles_forwarded, done.tiles_skipped])}  # fmt: skip
+    def forward_to_files(self, block: int, spans: Spans) -> None:
+        """Forward a block into the run folder: strips, frames and, last, what is decided."""
+        decided, *frames = spill.own_names(block)
+        names: dict[str | int, str] = dict(zip(("top", "left"), frames, strict=True))
+        writers: list[spill.RowsWriter] = []
+
+        def allocate(part: str | int, shape: tuple[int, int, int]) -> spill.RowsWriter:
+            name = names[part] if isinstance(part, str) else spill.strip_name(block, part)
+            writers.append(spill.RowsWriter(self.strips(name), shape))
+            return writers[-1]
+
+        try:
+            done = self.forward(block, spans, allocate=allocate)
+            spans.strip_bytes += sum(writer.close() for writer in writers)
+        except BaseException:
+            for writer in writers:
+                writer.abandon()
+            raise
+        own = {"mask": done.mask, "tiles": np.array([done.tiles_forwarded, done.tiles_skipped])}
         if done.probabilities is not None:
             own["probabilities"] = done.probabilities
         with spans.writing():
-            for taker, strip in done.strips.items():
-                path = self.strips(spill.strip_name(block, taker))
-                spans.strip_bytes += spill.write(path, {"strip": strip})
-            spans.strip_bytes += spill.write(self.strips(spill.own_name(block)), own)
+            spans.strip_bytes += spill.write(self.strips(decided), own)
 
     def own_half(self, block: int, spans: Spans) -> Forwarded:
-        """Return a block's half, made again if its file is lost."""
-        found = spill.read(self.strips(spill.own_name(block)))
+        """Return a block's half, made again if its files are lost."""
+        decided, top, left = spill.own_names(block)
+        found = spill.read(self.strips(decided))
         if found is None:
             return self.forward(block, spans)
-        return Forwarded(
-            found["mask"],
-            found.get("probabilities"),
-            found["top"],
-            found["left"],
-            {},
-            int(found["tiles"][0]),
-            int(found["tiles"][1]),
-            0,
-        )
+        core = self.plan.lattice.core(block)
+        rows, cols = self.plan.lattice.shared(block)
+        try:
+            frames = [
+                self._rows(name, height, width)
+                for name, height, width in (
+                    (top, rows, core.width),
+                    (left, core.height - rows, cols),
+                )
+            ]
+        except ValueError:
+            return self.forward(block, spans)
+        tiles = found["tiles"].tolist()
+        return Forwarded(found["mask"], found.get("probabilities"), *frames, {}, *tiles, 0)
 
-    def strip(self, giver: int, taker: int, spans: Spans) -> NDArray[np.int32]:
-        """Return a strip, remade from its owner's edge tiles if its file is lost."""
-        found = spill.read(self.strips(spill.strip_name(giver, taker)))
-        if found is not None:
-            return found["strip"]
-        only = self.plan.lattice.strip(giver, taker)
-        return self.forward(giver, spans, only).strips[taker]
+    def _rows(self, name: str, height: int, width: int) -> spill.RowsReader:
+        return spill.RowsReader(self.strips(name), (self.plan.channels, height, width))
+
+    def strip(self, giver: int, taker: int, spans: Spans) -> Any:
+        """Return a strip's rows, remade from its owner's edge tiles if its file is lost."""
+        window = self.plan.lattice.strip(giver, taker)
+        try:
+            return self._rows(spill.strip_name(giver, taker), window.height, window.width)
+        except ValueError:
+            return self.forward(giver, spans, window).strips[taker]
 
     def write(self, block: int, done: Forwarded) -> list[StoredChunk]:
         """Store a finished block: chunks, probabilities, and the pyramid levels it makes alone."""
@@ -177,7 +202,7 @@ def _worker(folder: str, plan_hash: str) -> Worker:
 def forward_task(folder: str, plan_hash: str, block: int) -> tuple[int, Spans]:
     """Forward one block into the run folder's strips."""
     worker, spans = _worker(folder, plan_hash), Spans()
-    worker.spill(block, worker.forward(block, spans), spans)
+    worker.forward_to_files(block, spans)
     return block, spans.close()
 
 
@@ -185,10 +210,15 @@ def join_task(folder: str, plan_hash: str, block: int) -> tuple[BlockRecord, Spa
     """Join one block and store it; its record is true when this returns."""
     worker, spans = _worker(folder, plan_hash), Spans()
     lattice = worker.plan.lattice
-    own = worker.own_half(block, spans)
-    strips = {giver: worker.strip(giver, block, spans) for giver in lattice.givers(block)}
+    with ExitStack() as files:
+        own = worker.own_half(block, spans)
+        strips = {giver: worker.strip(giver, block, spans) for giver in lattice.givers(block)}
+        for rows in (own.top, own.left, *strips.values()):
+            if isinstance(rows, spill.RowsReader):
+                files.callback(rows.close)
+        with spans.writing():
+            join(lattice, block, own, strips, worker.plan.decision)
     with spans.writing():
-        join(lattice, block, own, strips, worker.plan.decision)
         stored = worker.write(block, own)
         pixels = class_pixels(own.mask, len(worker.plan.spec.classes))
     record = BlockRecord(

@@ -6,7 +6,6 @@ import logging
 import shutil
 import tempfile
 import threading
-import warnings
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from itertools import batched
@@ -24,6 +23,7 @@ from tilenet.errors import ModelError
 from tilenet.models.card import ModelCard
 from tilenet.models.session import NetworkShape, Setup, Tile
 from tilenet.models.store import ModelFiles, cache_folder
+from tilenet.quiet import ignoring
 
 __all__ = ["OpenVinoSession", "onnx_shape"]
 
@@ -76,8 +76,8 @@ def _convert(files: ModelFiles) -> ov.Model:
     side = 2 * files.divisor
     generator = torch.Generator().manual_seed(0)
     example = torch.rand((1, files.card.band_count, side, side), generator=generator)
-    with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch calls its tracer deprecated, once per module
+    # torch calls its tracer deprecated; Python's own category covers all it warns of here.
+    with torch.inference_mode(), ignoring(Warning):
         model = ov.convert_model(network, example_input=example)
         # A network whose trace holds the example's size would be silently wrong elsewhere.
         probe = torch.rand((1, files.card.band_count, side, 3 * side), generator=generator)

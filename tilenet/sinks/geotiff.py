@@ -35,7 +35,7 @@ from tilenet.classes import NODATA
 from tilenet.errors import OutputError, ResourceError, TilenetError
 from tilenet.geometry import Georeference, Window
 from tilenet.sinks.pam import class_table
-from tilenet.sinks.quiet import ignoring
+from tilenet.quiet import ignoring
 from tilenet.sinks.spec import MaskSpec
 
 __all__ = ["Read", "write_geotiff", "write_probabilities"]

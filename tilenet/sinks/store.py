@@ -26,7 +26,7 @@ from tilenet import durable
 from tilenet.errors import InputError, OutputError, VerifyError
 from tilenet.geometry import Window
 from tilenet.sinks.metadata import SCHEMA, root_attributes
-from tilenet.sinks.quiet import ignoring
+from tilenet.quiet import ignoring
 from tilenet.sinks.skeleton import encode, make_skeleton, write_small
 from tilenet.sinks.spec import ArrayLayout, MaskSpec
 

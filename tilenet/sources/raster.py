@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 import threading
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from rasterio.io import DatasetReader
 
 from tilenet.errors import InputError
 from tilenet.geometry import Georeference, Window, reflect
+from tilenet.quiet import ignoring
 
 __all__ = ["DRIVERS", "Raster", "RasterInfo", "open_raster"]
 
@@ -32,7 +32,7 @@ DRIVERS = (
 """Formats that hold pixels of their own. Formats that point elsewhere (VRT, WMS, STAC…) are not
 opened: a file from a stranger must not make us read other files or the network."""
 
-_CACHE_BYTES = 64 << 20
+_CACHE_BYTES = 32 << 20
 _MAX_BANDS = 4096
 _MAX_NATIVE_BLOCK_BYTES = 1 << 30
 _AS_READ = {"uint8", "uint16", "int16", "float32"}
@@ -100,8 +100,7 @@ class RasterInfo:
 
 def _open(path: str, level: int) -> Any:
     options: dict[str, object] = {} if level == 0 else {"OVERVIEW_LEVEL": str(level - 1)}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    with ignoring(NotGeoreferencedWarning):
         # rasterio.open takes one driver only; the reader class takes the whole list. An unparsed,
         # absolute path is never taken for a URL or one of GDAL's virtual file systems.
         return DatasetReader(_UnparsedPath(os.path.abspath(path)), driver=list(DRIVERS), **options)

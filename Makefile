@@ -1,0 +1,43 @@
+# Everything is set up by the first target that needs it: `make demo`, `make test`.
+.DEFAULT_GOAL := help
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
+READY := $(VENV)/.ready
+
+.PHONY: help demo test check format bench clean
+
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+.uv/bin/uv:
+	python3 -m venv .uv
+	.uv/bin/pip install --quiet uv
+
+# The interpreter that .python-version names; a stand-in of the same version is fine.
+$(READY): pyproject.toml constraints.txt | $(filter .uv/bin/uv,$(UV))
+	$(UV) venv --quiet --allow-existing $(VENV)
+	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable . --group dev
+	@touch $@
+
+demo: $(READY) ## segment two real images with the bundled model, write masks and pictures
+	$(BIN)/python examples/demo.py demo
+
+test: $(READY) ## run the tests (needs no network, no GPU)
+	$(BIN)/python -m pytest
+
+check: $(READY) ## lint, types, import layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY) ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## measure speed and memory on generated rasters
+	$(BIN)/python tests/benchmarks/bench.py
+
+clean: ## remove what make made
+	rm -rf $(VENV) .uv demo bench
