@@ -41,3 +41,7 @@ bench: $(READY) ## measure speed and memory on generated rasters
 
 clean: ## remove what make made
 	rm -rf $(VENV) .uv demo bench
+
+.PHONY: quality
+quality: $(READY) ## measure the bundled model and what tiling changes
+	$(BIN)/python tests/benchmarks/quality.py

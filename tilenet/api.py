@@ -268,7 +268,11 @@ def _say_plan(plan: Plan) -> None:
 
 
 def _large(
-    plan: Plan, out: Path, executor: Executor, config: PredictConfig, progress: Callable[[int], None]
+    plan: Plan,
+    out: Path,
+    executor: Executor,
+    config: PredictConfig,
+    progress: Callable[[int], None],
 ) -> RunResult:
     start = time.perf_counter()
     _say_plan(plan)
@@ -292,7 +296,9 @@ def _item_result(item: PackItem, spans: Spans | None, seconds: float) -> RunResu
     return _result(item.plan, item.out, item.done, meter, seconds, resumed=blocks)
 
 
-def _predict_one(source: Input, out: Path, config: PredictConfig, progress: Progress) -> PredictResult:
+def _predict_one(
+    source: Input, out: Path, config: PredictConfig, progress: Progress
+) -> PredictResult:
     clock = _Clock()
     out = _named_output(out, config)
     known = plan_in_progress(out)

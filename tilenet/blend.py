@@ -2,8 +2,8 @@
 
 Windows are normalised per axis in advance (v = w / Σw over all tiles at a pixel), so their outer
 products sum to 1 at every pixel and nothing is divided later. A tile adds
-``trunc(p · (v_y·2¹⁵ ⊗ v_x·2¹⁵))`` as int32: integers commute, so the sums are the same bytes for any
-order, block size, number of workers, resume or retry. They never overflow: Σ ≤ 2³⁰ (1 + 2⁻²²).
+``trunc(p · (v_y·2¹⁵ ⊗ v_x·2¹⁵))`` as int32: integers commute, so the sums are the same bytes for
+any order, block size, number of workers, resume or retry. They never overflow: Σ ≤ 2³⁰ (1 + 2⁻²²).
 
 Pure numpy: no files, no GPU, no Dask.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -69,9 +70,7 @@ def _weights(
     here = neighbours.index(0)
     if blend is Blend.CROP:
         # Every pixel comes from the tile whose centre is nearest: cuts at mid-overlap.
-        cuts = [
-            (a + b + side) // 2 for a, b in zip(neighbours[:-1], neighbours[1:], strict=True)
-        ]
+        cuts = [(a + b + side) // 2 for a, b in pairwise(neighbours)]
         start = cuts[here - 1] if here > 0 else 0
         stop = cuts[here] if here < len(cuts) else side
         weights = np.zeros(side)
@@ -253,9 +252,11 @@ def decide(sums: NDArray[np.int32], decision: Decision) -> NDArray[np.uint8]:
     """
     channels, height, width = sums.shape
     if channels == 1:
-        return (sums[0] >= decision.level).view(np.uint8)
+        one: NDArray[np.uint8] = (sums[0] >= decision.level).view(np.uint8)
+        return one
     if channels == 2 and not decision.thresholded(channels):
-        return (sums[1] > sums[0]).view(np.uint8)
+        two: NDArray[np.uint8] = (sums[1] > sums[0]).view(np.uint8)
+        return two
     out = np.zeros((height, width), np.uint8)
     for start in range(0, height, 16):
         rows = slice(start, start + 16)

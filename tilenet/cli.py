@@ -68,7 +68,7 @@ def _main(
 
 
 @app.command()
-def predict(
+def predict(  # noqa: PLR0913 - one parameter is one option
     inputs: Annotated[list[Path], typer.Argument(help="Rasters, or folders of them.")],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="x.zarr, x.tif (COG), x.png; a folder for several.")
@@ -88,11 +88,13 @@ def predict(
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
     level: Annotated[int | None, typer.Option(help="Pyramid level; 0 is full resolution.")] = None,
     bands: Annotated[str | None, typer.Option(help="Bands from 1, as in 4,3,2.")] = None,
-    threshold: Annotated[float | None, typer.Option(help="Score from which a class counts.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Score from which a class counts.")
+    ] = None,
     probabilities: Annotated[
         bool | None, typer.Option("--probabilities", help="Store them, one byte per class.")
     ] = None,
-    format: Annotated[str | None, typer.Option(help="zarr, cog or png.")] = None,  # noqa: A002
+    format: Annotated[str | None, typer.Option(help="zarr, cog or png.")] = None,
     zarr_format: Annotated[str | None, typer.Option(help="auto, 2 or 3.")] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="local, processes:N, tcp://host:port, tls://host:port.")

@@ -1,7 +1,7 @@
 """Files that are on disk when the call returns: temp file, fsync, rename, fsync of the directory.
 
-The sequence is tensorstore's (kvstore/file, ``file_io_sync``); zarr's own store renames but does not
-sync, so "done" chunks can vanish in a power cut.
+The sequence is tensorstore's (kvstore/file, ``file_io_sync``); zarr's own store renames but does
+not sync, so "done" chunks can vanish in a power cut.
 """
 
 from __future__ import annotations

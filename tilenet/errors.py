@@ -13,7 +13,8 @@
     |-- ClusterError     9  the cluster was lost; resumable
     `-- InterruptError 130  stopped by a signal (143 for SIGTERM); resumable
 
-An error says *what* is wrong, *where*, and what to *do*; it prints as one line and survives pickling.
+An error says *what* is wrong, *where*, and what to *do*; it prints as one line and survives
+pickling.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ class TilenetError(Exception):
 
     code: int = 1
 
-    def __init__(self, what: str, where: object = "", do: str = "", code: int | None = None) -> None:
+    def __init__(
+        self, what: str, where: object = "", do: str = "", code: int | None = None
+    ) -> None:
         super().__init__(what, where, do, code)
         self.what = one_line(what)
         self.where = one_line(where)

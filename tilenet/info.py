@@ -169,7 +169,9 @@ def examine() -> dict[str, Any]:
     import torch
 
     with rasterio.Env() as environment:
-        drivers = sorted({"GTiff", "COG", "PNG", "JPEG", "JP2OpenJPEG"} & set(environment.drivers()))
+        drivers = sorted(
+            {"GTiff", "COG", "PNG", "JPEG", "JP2OpenJPEG"} & set(environment.drivers())
+        )
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "tilenet": tilenet.__version__,

@@ -1,8 +1,10 @@
 """Where the tiles and the blocks of one raster lie. Pure arithmetic, kept as parameters.
 
-Per axis the tile origins are 0, stride, 2·stride … and, last, the one that ends at the padded border.
-A block's core is a pixel range; it owns the tiles whose origin lies in it. A tile reaches beyond its
-core by up to tile − 1 pixels; what it adds there is a *strip* that belongs to a later block.
+Per axis the tile origins are 0, stride, 2·stride … and, last, the one that ends at the padded
+border. A block's core is a pixel range; it owns the tiles whose origin lies in it. A tile reaches
+beyond its core by up to tile − 1 pixels; what it adds there is a *strip* that belongs to a later
+block.
+
 Nothing here is stored per tile or block, so ten million blocks cost nothing.
 """
 

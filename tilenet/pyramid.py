@@ -66,4 +66,5 @@ def _votes(
 ) -> NDArray[np.uint8]:
     """Count who agrees with `one`; no answer has no vote."""
     votes = (one == x).view(np.uint8) + (one == y).view(np.uint8) + (one == z).view(np.uint8)
-    return (votes + np.uint8(1)) * (one != NODATA).view(np.uint8)
+    counted: NDArray[np.uint8] = (votes + np.uint8(1)) * (one != NODATA).view(np.uint8)
+    return counted

@@ -114,7 +114,7 @@ class BlockJob:
         the shape (K, h, w).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the values of one plan, by name
         self,
         lattice: Lattice,
         block: int,

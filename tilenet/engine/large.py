@@ -147,9 +147,7 @@ def _finish(plan: Plan, folder: Path, out: Path, journal: Journal, *, overwrite:
     blocks = plan.lattice.blocks
     done = Finished(dict(journal.pixels), journal.tiles, journal.tiles_skipped, blocks)
     if plan.format == "zarr":
-        store.finish(
-            done.pixels, {"plan": plan_document(plan, done), "journal": journal.dump()}
-        )
+        store.finish(done.pixels, {"plan": plan_document(plan, done), "journal": journal.dump()})
         publish(store.root, out, overwrite=overwrite)
     else:
         export(
@@ -161,5 +159,3 @@ def _finish(plan: Plan, folder: Path, out: Path, journal: Journal, *, overwrite:
             overwrite=overwrite,
         )
     return done
-
-

@@ -100,12 +100,13 @@ def _document(out: Path) -> dict[str, Any]:
         if out.is_dir():
             return dict(json.loads(documents(out)["plan"]))
         found = dict(json.loads(sidecar(out).read_bytes()))
-        if found["size"] != out.stat().st_size:
-            raise ValueError("another size")
+        same = found["size"] == out.stat().st_size
     except (InputError, OSError, ValueError, KeyError, TypeError) as error:
         raise OutputError(
             "the output exists and is not tilenet's", out, "choose another --out, or move it away"
         ) from error
+    if not same:
+        raise OutputError("the output was changed since", out, "choose another --out")
     return found
 
 
@@ -165,7 +166,9 @@ def upper_levels(store: MaskStore, first: int) -> list[StoredChunk]:
     stored: list[StoredChunk] = []
     levels = store.spec.levels
     step = 4 * store.spec.chunk
-    for (below, _, rows, cols), (path, *_) in zip(levels[first - 1 :], levels[first:], strict=False):
+    for (below, _, rows, cols), (path, *_) in zip(
+        levels[first - 1 :], levels[first:], strict=False
+    ):
         for row in range(0, rows, 2 * step):
             for col in range(0, cols, 2 * step):
                 window = Window(row, col, 2 * step, 2 * step).intersection(Window(0, 0, rows, cols))

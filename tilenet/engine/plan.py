@@ -65,7 +65,9 @@ def choose_tile(files: ModelFiles, shape: NetworkShape, config: PredictConfig) -
     if shape.fixed is not None:
         height, width = shape.fixed
         if height != width:
-            raise ModelError(f"takes tiles of {height}×{width} only", files.weights, "export square")
+            raise ModelError(
+                f"takes tiles of {height}×{width} only", files.weights, "export square"
+            )
         if config.tile not in (None, height):
             raise UsageError(f"the network takes tiles of {height} only", "--tile", "leave it out")
         tile, divisor = height, 1

@@ -212,6 +212,35 @@ def _clean(folder: Path, plan: Plan, block: int) -> None:
         (strips / spill.strip_name(giver, block)).unlink(missing_ok=True)
 
 
+class _Tasks:
+    """The tasks of one run that are in flight."""
+
+    def __init__(self, executor: Executor, key: tuple[str, str]) -> None:
+        self._executor, self._key = executor, key
+        self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._running: dict[Any, Callable[..., Any]] = {}
+
+    def submit(self, function: Callable[..., Any], block: int) -> None:
+        future = self._executor.submit(function, *self._key, block)
+        self._running[future] = function
+        future.add_done_callback(self._done.put)
+
+    def room(self) -> bool:
+        """Whether another forward may start: joins that pile up hold it back."""
+        joins = sum(function is join_task for function in self._running.values())
+        forwards = len(self._running) - joins
+        return joins <= _MAX_JOINS and forwards < _FORWARDS_PER_WORKER * self._executor.workers
+
+    def finished(self) -> Iterator[tuple[Callable[..., Any], Any]]:
+        """Wait for a task; yield it and all others that are done, with their results."""
+        if self._running:
+            futures = [self._done.get()]
+            while not self._done.empty():
+                futures.append(self._done.get())
+            for future in futures:
+                yield self._running.pop(future), future.result()
+
+
 def run_blocks(
     plan: Plan, folder: Path, journal: Journal, executor: Executor, progress: Progress
 ) -> Meter:
@@ -236,42 +265,27 @@ def run_blocks(
         Seconds, tiles and memory.
     """
     meter, state = Meter(), _State(plan, folder, journal)
-    done: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    running: dict[Any, Callable[..., Any]] = {}
-    key = (str(folder.resolve()), plan.hash)
-
-    def submit(function: Callable[..., Any], block: int) -> None:
-        future = executor.submit(function, *key, block)
-        running[future] = function
-        future.add_done_callback(done.put)
-
+    tasks = _Tasks(executor, (str(folder.resolve()), plan.hash))
     for block in state.waiting():
-        submit(join_task, block)
-    blocks = state.new_blocks()
+        tasks.submit(join_task, block)
+    new, left = state.new_blocks(), True
     while True:
-        joins = sum(f is join_task for f in running.values())
-        while joins <= _MAX_JOINS and (
-            len(running) - joins < _FORWARDS_PER_WORKER * executor.workers
-        ):
-            block = next(blocks, -1)
-            if block < 0:
-                break
-            submit(forward_task, block)
-        if not running:
+        while left and tasks.room():
+            block = next(new, -1)
+            left = block >= 0
+            if left:
+                tasks.submit(forward_task, block)
+        finished = list(tasks.finished())
+        if not finished:
             return meter
-        finished = [done.get()]
-        while not done.empty():
-            finished.append(done.get())
         records: list[BlockRecord] = []
-        for future in finished:
-            function = running.pop(future)
-            result, spans = future.result()
+        for function, (result, spans) in finished:
             meter.add(spans)
             if function is join_task:
                 records.append(result)
             else:
                 for block in state.forwarded(result):
-                    submit(join_task, block)
+                    tasks.submit(join_task, block)
         journal.append(records)
         for record in records:
             _clean(folder, plan, record.block)

@@ -65,7 +65,7 @@ def write(path: Path, arrays: dict[str, NDArray[Any]]) -> int:
         Bytes written.
     """
     header = json.dumps([[k, a.dtype.str, list(a.shape)] for k, a in arrays.items()]).encode()
-    parts = [_HEAD.pack(_MAGIC, len(header)), header]
+    parts: list[bytes | memoryview] = [_HEAD.pack(_MAGIC, len(header)), header]
     parts += [memoryview(np.ascontiguousarray(a)).cast("B") for a in arrays.values() if a.size]
     crc = 0
     with _whole_file(path) as (file, _):

@@ -157,17 +157,13 @@ class Worker:
         core = self.plan.lattice.core(block)
         rows, cols = self.plan.lattice.shared(block)
         try:
-            frames = [
-                self._rows(name, height, width)
-                for name, height, width in (
-                    (top, rows, core.width),
-                    (left, core.height - rows, cols),
-                )
-            ]
+            upper = self._rows(top, rows, core.width)
+            lower = self._rows(left, core.height - rows, cols)
         except ValueError:
             return self.forward(block, spans)
-        tiles = found["tiles"].tolist()
-        return Forwarded(found["mask"], found.get("probabilities"), *frames, {}, *tiles, 0)
+        forwarded, skipped = found["tiles"].tolist()
+        mask, probabilities = found["mask"], found.get("probabilities")
+        return Forwarded(mask, probabilities, upper, lower, {}, forwarded, skipped, 0)
 
     def _rows(self, name: str, height: int, width: int) -> spill.RowsReader:
         return spill.RowsReader(self.strips(name), (self.plan.channels, height, width))

@@ -1,21 +1,67 @@
-"""From a model folder to a torch module. The only importer of segmentation-models-pytorch."""
+"""From a config or a model folder to a torch module. Only here (and in the losses) SMP comes in."""
 
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import safetensors.torch
 import segmentation_models_pytorch as smp
 import torch
 
 from tilenet.errors import ModelError
+from tilenet.models.classic import ClassicUNet
 from tilenet.models.store import ModelFiles
 
-__all__ = ["build_network"]
+__all__ = ["architectures", "build_network", "create_network"]
+
+_CLASSIC = "classicunet"
+
+
+def architectures() -> list[str]:
+    """Return the names that SMP gives its architectures on a command line."""
+    return sorted(smp.MODEL_ARCHITECTURES_MAPPING)
+
+
+def create_network(config: dict[str, Any], where: str) -> torch.nn.Module:
+    """Build a network with fresh weights, without touching the network.
+
+    Parameters
+    ----------
+    config : dict
+        A `config.json`: `_model_class` and the arguments of its constructor.
+    where : str
+        For messages.
+
+    Raises
+    ------
+    ModelError
+        The architecture is unknown, or does not take these arguments.
+    """
+    name = str(config["_model_class"]).lower()
+    arguments = {k: v for k, v in config.items() if not k.startswith("_")}
+    if name == _CLASSIC:
+        arguments = {k: v for k, v in arguments.items() if not k.startswith("encoder")}
+        kind: Any = ClassicUNet
+    else:
+        kind = smp.MODEL_ARCHITECTURES_MAPPING.get(name)
+        # A config that says "imagenet" would otherwise fetch weights that are replaced at once.
+        arguments["encoder_weights"] = None
+    if kind is None:
+        raise ModelError(f"SMP has no {config['_model_class']}", where, "check config.json")
+    known = inspect.signature(kind).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        arguments = {k: v for k, v in arguments.items() if k in known}
+    try:
+        network: torch.nn.Module = kind(**arguments)
+    except Exception as error:
+        # SMP and timm raise whatever their constructors meet.
+        raise ModelError(f"it cannot be built: {error}", where, "check its options") from error
+    return network
 
 
 def build_network(files: ModelFiles) -> torch.nn.Module:
-    """Build an SMP network and load its weights, strictly, without touching the network.
+    """Build a network and load its weights, strictly, without touching the network.
 
     Parameters
     ----------
@@ -33,20 +79,7 @@ def build_network(files: ModelFiles) -> torch.nn.Module:
         The architecture is unknown or the weights do not fit it.
     """
     where = str(files.weights.parent)
-    config = {k: v for k, v in files.config.items() if not k.startswith("_")}
-    kind = smp.MODEL_ARCHITECTURES_MAPPING.get(str(files.config["_model_class"]).lower())
-    if kind is None:
-        raise ModelError(f"SMP has no {files.config['_model_class']}", where, "check config.json")
-    # A config that says "imagenet" would otherwise fetch weights that are replaced at once.
-    config["encoder_weights"] = None
-    known = inspect.signature(kind).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
-        config = {k: v for k, v in config.items() if k in known}
-    try:
-        network = kind(**config)
-    except Exception as error:
-        # SMP and timm raise whatever their constructors meet.
-        raise ModelError(f"SMP cannot build it: {error}", where, "check config.json") from error
+    network = create_network(files.config, where)
     try:
         state = safetensors.torch.load_file(files.weights)
     except (OSError, safetensors.SafetensorError) as error:
@@ -65,4 +98,4 @@ def build_network(files: ModelFiles) -> torch.nn.Module:
         )
     network.load_state_dict(state)
     network.eval()
-    return network  # type: ignore[no-any-return]
+    return network

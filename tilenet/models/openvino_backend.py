@@ -63,7 +63,7 @@ def onnx_shape(path: Path) -> NetworkShape:
         raise ModelError("bands or classes are not fixed", path, "export them as fixed sizes")
     sides = (shape[2], shape[3])
     fixed = None if any(s.is_dynamic for s in sides) else tuple(s.get_length() for s in sides)
-    return NetworkShape(shape[1].get_length(), channels.get_length(), fixed)  # type: ignore[arg-type]
+    return NetworkShape(shape[1].get_length(), channels.get_length(), fixed)
 
 
 def _convert(files: ModelFiles) -> ov.Model:

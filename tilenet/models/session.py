@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,8 +28,8 @@ __all__ = [
     "Tile",
     "Weights",
     "choose",
-    "cpu_flags",
     "cores",
+    "cpu_flags",
     "network_shape",
     "open_session",
 ]
@@ -63,7 +63,9 @@ class NetworkShape:
 class SumsLike(Protocol):
     """Weighted sums over a rectangle, on whatever device (see `tilenet.blend.Sums`)."""
 
-    nonfinite: int
+    @property
+    def nonfinite(self) -> int:
+        """How many scores were not finite."""
 
     def add(self, scores: Any, row: int, col: int, weights: Weights) -> None:
         """Add one tile's scores."""
@@ -90,7 +92,7 @@ class Session(Protocol):
 
     channels: int
     batch_size: int
-    lock: AbstractContextManager[Any]
+    lock: threading.Lock
 
     def load(self, pixels: NDArray[Any]) -> Any:
         """Bring a block's pixels, (C, H, W) in their own dtype, to the device."""
@@ -190,9 +192,7 @@ def _choose_device(wanted: str) -> str:
 
 def _choose_precision(backend: Backend, device: str, wanted: str) -> Precision:
     if wanted not in ("auto", "fp32", "bf16", "fp16"):
-        raise ModelError(
-            f"no precision {wanted}", "--precision", "choose auto, fp32, bf16 or fp16"
-        )
+        raise ModelError(f"no precision {wanted}", "--precision", "choose auto, fp32, bf16 or fp16")
     if device.startswith("cuda"):
         if wanted != "auto":
             return wanted  # type: ignore[return-value]
@@ -200,7 +200,9 @@ def _choose_precision(backend: Backend, device: str, wanted: str) -> Precision:
 
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     native = cpu_flags()
-    fast: set[str] = {"fp32"} | ({"bf16"} if native & {"amx_bf16", "avx512_bf16", "bf16"} else set())
+    fast: set[str] = {"fp32"} | (
+        {"bf16"} if native & {"amx_bf16", "avx512_bf16", "bf16"} else set()
+    )
     if wanted == "auto":
         return "bf16" if native & {"amx_bf16", "bf16"} else "fp32"
     if wanted not in fast:
@@ -257,7 +259,9 @@ def choose(
         raise ModelError(f"no backend {backend}", "--backend", "choose auto, torch or openvino")
     if files.kind == "onnx" and backend == "torch":
         raise ModelError("torch cannot run ONNX", "--backend", "use --backend openvino")
-    chosen_device = _choose_device("cpu" if backend == "openvino" or files.kind == "onnx" else device)
+    chosen_device = _choose_device(
+        "cpu" if backend == "openvino" or files.kind == "onnx" else device
+    )
     if chosen_device != device and device != "auto":
         raise ModelError(f"OpenVINO does not run on {device}", "--device", "use --device cpu")
     has_openvino = find_spec("openvino") is not None

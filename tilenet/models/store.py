@@ -16,7 +16,7 @@ __all__ = ["BUNDLED", "ModelFiles", "bundled_models", "cache_folder", "find_mode
 
 BUNDLED = Path(__file__).parent / "bundled"
 DEFAULT_CONVERSION = (
-    "convert it in a place you trust: python -c \"import torch, safetensors.torch as s; "
+    'convert it in a place you trust: python -c "import torch, safetensors.torch as s; '
     "s.save_file(torch.load('MODEL.pt', weights_only=True), 'model.safetensors')\""
 )
 _PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".tar"}
@@ -51,8 +51,9 @@ class ModelFiles:
     def divisor(self) -> int:
         """What tile sides and origins must be multiples of."""
         if self.card.divisor is not None:
-            return self.card.divisor
-        return max(32, 2 ** int(self.config.get("encoder_depth", 5)))
+            return int(self.card.divisor)
+        depth = int(self.config.get("encoder_depth", 5))
+        return max(32, 1 << depth)
 
 
 def cache_folder() -> Path:
@@ -95,9 +96,7 @@ def _identity(files: ModelFiles) -> ModelFiles:
     return replace(files, sha256=_hash(files.weights, config, card))
 
 
-def _from_folder(
-    folder: Path, card_path: Path | None, overrides: dict[str, Any]
-) -> ModelFiles:
+def _from_folder(folder: Path, card_path: Path | None, overrides: dict[str, Any]) -> ModelFiles:
     weights = folder / "model.safetensors"
     if not weights.is_file():
         pickles = [p.name for p in sorted(folder.iterdir()) if p.suffix in _PICKLES]
@@ -129,10 +128,7 @@ def _from_folder(
 
 def _from_onnx(path: Path, card_path: Path | None, overrides: dict[str, Any]) -> ModelFiles:
     sidecar = card_path or path.with_suffix(".json")
-    if not card_path and not sidecar.is_file():
-        text = b"{}"
-    else:
-        text = _read_json(sidecar)
+    text = _read_json(sidecar) if card_path or sidecar.is_file() else b"{}"
     return _identity(ModelFiles("onnx", path, {}, parse_card(text, str(sidecar), overrides), ""))
 
 

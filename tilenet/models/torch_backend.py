@@ -28,7 +28,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def _exact() -> AbstractContextManager[None]:
     """Make fp32 mean fp32, not TF32, and choose no kernel by a race that may end otherwise."""
-    return torch.backends.cudnn.flags(  # type: ignore[no-any-return,no-untyped-call]
+    return torch.backends.cudnn.flags(
         enabled=True, benchmark=False, deterministic=True, allow_tf32=False
     )
 
@@ -85,7 +85,7 @@ class TorchSums:
         """Return classes, (h, w): `tilenet.blend.decide` on the device."""
         sums, channels = self._sums[:, rows, cols], self._sums.shape[0]
         if channels == 1:
-            return (sums[0] >= self._decision.level).to(torch.uint8).cpu().numpy()  # type: ignore[no-any-return]
+            return (sums[0] >= self._decision.level).to(torch.uint8).cpu().numpy()
         # torch.argmax over the classes is many times slower than this running maximum.
         best = sums[0].clone()
         index = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
@@ -94,14 +94,14 @@ class TorchSums:
             torch.maximum(best, sums[k], out=best)
         if self._decision.thresholded(channels):
             index = (index + 1) * (best >= self._decision.level)
-        return index.cpu().numpy()  # type: ignore[no-any-return]
+        return index.cpu().numpy()
 
     def quantise(self, rows: slice, cols: slice) -> NDArray[np.uint8]:
         """Return probabilities, (K, h, w): `tilenet.blend.quantise` on the device."""
         one = ONE >> self._decision.bits
         wide = self._sums[:, rows, cols].to(torch.int64) * 255 + one // 2
         whole = torch.div(wide, one, rounding_mode="floor").clamp(0, 255)
-        return whole.to(torch.uint8).cpu().numpy()  # type: ignore[no-any-return]
+        return whole.to(torch.uint8).cpu().numpy()
 
     def shift(self, rows: int) -> None:
         """Drop the first rows, move the others up, clear what comes free."""
@@ -127,7 +127,7 @@ class TorchSession:
         self._dtype = _DTYPES[setup.precision]
         if setup.device_class == "cpu":
             torch.set_num_threads(setup.threads)
-        network = build_network(files).to(self._device, self._dtype)  # type: ignore[call-overload]
+        network = build_network(files).to(self._device, self._dtype)
         self._network = network.to(memory_format=torch.channels_last)
         self._activation = files.card.activation
         self._offset = self._per_band(files.card.offset)

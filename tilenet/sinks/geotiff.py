@@ -34,8 +34,8 @@ from tilenet import durable
 from tilenet.classes import NODATA
 from tilenet.errors import OutputError, ResourceError, TilenetError
 from tilenet.geometry import Georeference, Window
-from tilenet.sinks.pam import class_table
 from tilenet.quiet import ignoring
+from tilenet.sinks.pam import class_table
 from tilenet.sinks.spec import MaskSpec
 
 __all__ = ["Read", "write_geotiff", "write_probabilities"]

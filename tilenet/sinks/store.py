@@ -25,8 +25,8 @@ from zarr.errors import ZarrUserWarning
 from tilenet import durable
 from tilenet.errors import InputError, OutputError, VerifyError
 from tilenet.geometry import Window
-from tilenet.sinks.metadata import SCHEMA, root_attributes
 from tilenet.quiet import ignoring
+from tilenet.sinks.metadata import SCHEMA, root_attributes
 from tilenet.sinks.skeleton import encode, make_skeleton, write_small
 from tilenet.sinks.spec import ArrayLayout, MaskSpec
 

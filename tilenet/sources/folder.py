@@ -10,11 +10,9 @@ from tilenet.errors import InputError
 __all__ = ["SUFFIXES", "Input", "find_inputs"]
 
 SUFFIXES = frozenset(
-    (
-        ".tif .tiff .btf .gtiff .svs .png .jpg .jpeg .jp2 .j2k .bmp .gif .webp .jxl "
-        ".img .ntf .pgm .ppm .hgt .asc .dat"
-    ).split()
-)
+    [".tif", ".tiff", ".btf", ".svs", ".png", ".jpg", ".jpeg", ".jp2", ".j2k", ".bmp", ".gif",
+     ".webp", ".jxl", ".img", ".ntf", ".pgm", ".ppm", ".hgt", ".asc"]
+)  # fmt: skip
 """Endings under which a folder is searched; a file named on the command line may have any."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import threading
 from dataclasses import dataclass
@@ -103,7 +102,9 @@ def _open(path: str, level: int) -> Any:
     with ignoring(NotGeoreferencedWarning):
         # rasterio.open takes one driver only; the reader class takes the whole list. An unparsed,
         # absolute path is never taken for a URL or one of GDAL's virtual file systems.
-        return DatasetReader(_UnparsedPath(os.path.abspath(path)), driver=list(DRIVERS), **options)
+        return DatasetReader(
+            _UnparsedPath(str(Path(path).absolute())), driver=list(DRIVERS), **options
+        )
 
 
 def _environment() -> Any:
