@@ -45,3 +45,7 @@ clean: ## remove what make made
 .PHONY: quality
 quality: $(READY) ## measure the bundled model and what tiling changes
 	$(BIN)/python tests/benchmarks/quality.py
+
+.PHONY: bench-rivals
+bench-rivals: $(READY) ## measure against MONAI, which is installed apart
+	UV=$(UV) $(BIN)/python tests/benchmarks/rivals.py

@@ -34,12 +34,15 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from tilenet.geometry import reflect
+
 ENCODER = "tf_efficientnet_lite0"
 DECODER_CHANNELS = (128, 96, 64, 32, 16)
 DIVISOR = 32
 MEAN = STD = 0.5  # what the encoder's ImageNet weights were trained with
 CROP = 256
-SCALE_RANGE = (0.5, 2.0)
+# Slides are scanned at half the scale of these stained images, or less: nuclei must be known small.
+SCALE_RANGE = {"fluorescence": (0.5, 2.0), "histology": (0.3, 1.5), "brightfield": (0.4, 1.5)}
 # Most images are fluorescence; without these shares the network would hardly see stained tissue.
 MODALITY_SHARE = {"fluorescence": 0.5, "histology": 0.4, "brightfield": 0.1}
 
@@ -115,19 +118,20 @@ def uniform(low: float, high: float) -> float:
     return low + (high - low) * torch.rand(()).item()
 
 
-def random_crop(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def random_crop(sample: Sample) -> tuple[Tensor, Tensor]:
     """Cut a random square at a random scale, turned and mirrored at random.
 
     The mask is resized with the image and cut at one half, which keeps outlines smoother than
     taking the nearest pixel would.
     """
-    both = torch.cat([image.float(), mask.float() * 255])
-    scale = math.exp(uniform(math.log(SCALE_RANGE[0]), math.log(SCALE_RANGE[1])))
+    both = torch.cat([sample.image.float(), sample.mask.float() * 255])
+    low, high = SCALE_RANGE[sample.modality]
+    scale = math.exp(uniform(math.log(low), math.log(high)))
     side = round(CROP / scale)
-    lack_y, lack_x = (max(0, side - size) for size in both.shape[-2:])
-    if lack_y or lack_x:
-        left, top = lack_x // 2, lack_y // 2
-        both = F.pad(both[None], (left, lack_x - left, top, lack_y - top), mode="reflect")[0]
+    for axis in (1, 2):
+        lack = max(0, side - both.shape[axis])
+        index = reflect(-(lack // 2), both.shape[axis] + lack - lack // 2, both.shape[axis])
+        both = both.index_select(axis, torch.from_numpy(index))
     both = v2.functional.resize(v2.RandomCrop(side)(both), [CROP, CROP], antialias=True)
     both = torch.rot90(both, int(torch.randint(4, ())), (1, 2))
     if torch.rand(()) < 0.5:
@@ -155,10 +159,11 @@ def augmentation() -> v2.Compose:
     """Build the changes of colour and quality that every crop goes through."""
     return v2.Compose(
         [
-            v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.4, hue=0.06),
+            v2.ColorJitter(brightness=0.3, contrast=0.4, saturation=0.6, hue=0.1),
             v2.RandomApply([v2.Lambda(gamma)], p=0.5),
-            v2.RandomGrayscale(p=0.05),
-            v2.RandomApply([v2.GaussianBlur(5, sigma=(0.3, 1.5))], p=0.15),
+            v2.RandomGrayscale(p=0.15),
+            v2.RandomAdjustSharpness(3.0, p=0.3),
+            v2.RandomApply([v2.GaussianBlur(7, sigma=(0.3, 2.0))], p=0.3),
             v2.RandomApply([v2.Lambda(noise)], p=0.2),
             v2.RandomApply([v2.JPEG((40, 95))], p=0.2),
         ]
@@ -198,7 +203,7 @@ class RandomCrops(Dataset):
             torch.manual_seed(self.seed * 1_000_003 + index)
             group = list(self.groups.values())[int(torch.multinomial(self.shares, 1))]
             sample = group[int(torch.randint(len(group), ()))]
-            image, mask = random_crop(sample.image, sample.mask)
+            image, mask = random_crop(sample)
             if sample.modality == "fluorescence" and torch.rand(()) < 0.25:
                 image = tint(image)
             return self.augment(image), mask
@@ -248,7 +253,7 @@ def build_model(encoder_weights: str) -> smp.Unet:
 def keep_depthwise_in_float32(model: nn.Module) -> None:
     """Take the depthwise convolutions out of autocast, in place.
 
-    On a CPU their backward pass is about five times faster in float32 than in bfloat16, while
+    On a CPU their backward pass is many times faster in float32 than in bfloat16, while
     the other layers gain from bfloat16.
     """
 

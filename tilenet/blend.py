@@ -10,6 +10,7 @@ Pure numpy: no files, no GPU, no Dask.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -137,8 +138,11 @@ class Decision:
         Up to 25 truncations and the weights' float32 rounding can leave a sum of exact scores
         2⁻²³ short of the threshold; that much is granted unless the weights are 0 and 1.
         """
-        level = round(self.threshold * (ONE >> self.bits))
-        return level if self.exact else level - (ONE >> 23)
+        # Scores are float32 and truncated, so the threshold is treated the same way.
+        level = math.floor(float(np.float32(self.threshold)) * (ONE >> self.bits))
+        if not self.exact:
+            level -= ONE >> 23
+        return min(max(level, -(1 << 31)), (1 << 31) - 1)
 
     def thresholded(self, channels: int) -> bool:
         """Whether the threshold is used."""

@@ -6,7 +6,14 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    model_validator,
+)
 
 from tilenet.blend import Activation, Blend
 from tilenet.errors import UsageError
@@ -71,7 +78,7 @@ class PredictConfig(BaseModel):
     precision: str = "auto"
     level: Annotated[int, Field(ge=0)] = 0
     bands: tuple[int, ...] | None = None
-    threshold: float | None = None
+    threshold: FiniteFloat | None = None
     probabilities: bool = False
     format: Literal["zarr", "cog", "png"] | None = None
     zarr_format: Literal["auto", "2", "3"] = "auto"
@@ -81,9 +88,9 @@ class PredictConfig(BaseModel):
     skip_nodata: bool = True
     overwrite: bool = False
     classes: tuple[str, ...] | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    value_range: tuple[float, float] | None = None
+    mean: tuple[FiniteFloat, ...] | None = None
+    std: tuple[FiniteFloat, ...] | None = None
+    value_range: tuple[FiniteFloat, FiniteFloat] | None = None
     activation: Activation | None = None
 
     @model_validator(mode="after")

@@ -23,8 +23,18 @@ __all__ = ["BlockJob", "Forwarded", "drive", "join", "read_window"]
 _JOIN_ROWS = 128
 
 
-def read_window(lattice: Lattice, block: int) -> Window:
-    """Return the pixels a block needs: its core and its own tiles, padding included."""
+def read_window(lattice: Lattice, block: int, margin: tuple[int, int] = (0, 0)) -> Window:
+    """Return the pixels a block needs: its core, its own tiles, padding and margin included.
+
+    Parameters
+    ----------
+    lattice : Lattice
+        Tiles and blocks.
+    block : int
+        Which block.
+    margin : tuple of int
+        Pixels that the network sees before and after a tile, on each axis.
+    """
     core = lattice.core(block)
     rows, cols = lattice.own_tiles(block)
     row_stop, col_stop = core.row_stop, core.col_stop
@@ -32,7 +42,10 @@ def read_window(lattice: Lattice, block: int) -> Window:
     if rows and cols:
         row_stop = max(row_stop, lattice.rows.origin(rows[-1]) + height)
         col_stop = max(col_stop, lattice.cols.origin(cols[-1]) + width)
-    return Window.from_bounds(core.row, core.col, row_stop, col_stop)
+    before, after = margin
+    return Window.from_bounds(
+        core.row - before, core.col - before, row_stop + after, col_stop + after
+    )
 
 
 SumRows = Any
@@ -109,6 +122,8 @@ class BlockJob:
         Skip tiles without kept pixels.
     only : Window or None
         Forward just the tiles that reach into this window (to remake a lost strip).
+    margin : tuple of int
+        As for `read_window`.
     allocate : callable
         Makes room for what leaves undecided: called with "top", "left" or a taker's number, and
         the shape (K, h, w).
@@ -126,11 +141,13 @@ class BlockJob:
         probabilities: bool = False,
         skip: bool = True,
         only: Window | None = None,
+        margin: tuple[int, int] = (0, 0),
         allocate: Callable[[str | int, tuple[int, int, int]], SumRows] = _in_memory,
     ) -> None:
         self._lattice, self._blend, self._decision = lattice, blend, decision
         self._channels = channels
-        self._window = read_window(lattice, block)
+        self._window = read_window(lattice, block, margin)
+        self._before = margin[0]
         self._core = core = lattice.core(block)
         self._reach = lattice.reach(block)
         self._valid = valid
@@ -175,8 +192,12 @@ class BlockJob:
         return bool(self._valid[window.slices(self._window.row, self._window.col)].any())
 
     def tiles(self, pixels: Any) -> list[Tile]:
-        """Return the tiles to forward, in order, in the pixels that `Session.load` gave."""
-        return [(pixels, p.row - self._window.row, p.col - self._window.col) for p in self.parts]
+        """Return the tiles to forward, in order, in the pixels that `Session.load` gave.
+
+        Row and column are those of the first pixel that the network sees.
+        """
+        row, col = self._window.row + self._before, self._window.col + self._before
+        return [(pixels, p.row - row, p.col - col) for p in self.parts]
 
     def add(self, index: int, scores: Any, session: Session) -> None:
         """Add the scores of tile number `index` of `tiles`; they come in order."""

@@ -165,7 +165,7 @@ def plan_for(job: Job, request: Request, *, named: bool) -> tuple[Plan, Path]:
 def _load(item: PackItem, plan: Plan, out: Path, spans: Spans) -> _Loaded:
     with spans.reading():
         pixels, valid = Raster(plan.raster).read(
-            read_window(plan.lattice, 0), plan.model.card.offset
+            read_window(plan.lattice, 0, plan.model.card.margin), plan.model.card.offset
         )
     block = BlockJob(
         plan.lattice,
@@ -176,6 +176,7 @@ def _load(item: PackItem, plan: Plan, out: Path, spans: Spans) -> _Loaded:
         decision=plan.decision,
         probabilities=plan.probabilities,
         skip=plan.skip_nodata,
+        margin=plan.model.card.margin,
     )
     return _Loaded(item, plan, out, pixels, block)
 

@@ -133,7 +133,9 @@ def open_executor(scheduler: str, tasks: int) -> Iterator[Executor]:
     # A worker's thread waits for the device while another computes; that is no event loop's fault.
     logging.getLogger("distributed").setLevel(logging.ERROR)
     options: dict[str, Any] = {
-        "threads_per_worker": THREADS, "dashboard_address": None, "memory_limit": 0,
+        "threads_per_worker": THREADS, "memory_limit": 0,
+        # Dask's own counters, on loopback only and on whatever port is free.
+        "dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0",
     }  # fmt: skip
     try:
         if kind == "local":

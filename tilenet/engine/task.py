@@ -102,7 +102,7 @@ class Worker:
         plan = self.plan
         with spans.reading():
             pixels, valid = self.raster.read(
-                read_window(plan.lattice, block), plan.model.card.offset
+                read_window(plan.lattice, block, plan.model.card.margin), plan.model.card.offset
             )
         session = self.session
         job = BlockJob(
@@ -115,6 +115,7 @@ class Worker:
             probabilities=plan.probabilities and only is None,
             skip=plan.skip_nodata,
             only=only,
+            margin=plan.model.card.margin,
             **({} if allocate is None else {"allocate": allocate}),
         )
         with session.lock, spans.forwarding():

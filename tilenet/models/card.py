@@ -7,7 +7,14 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    model_validator,
+)
 
 from tilenet.blend import Activation
 from tilenet.classes import ClassInfo, default_classes
@@ -18,6 +25,7 @@ __all__ = ["SCHEMA", "ModelCard", "parse_card"]
 SCHEMA = 1
 
 Byte = Annotated[int, Field(ge=0, le=255)]
+Margin = Annotated[int, Field(ge=0, le=4096)]
 
 
 class _Class(BaseModel):
@@ -58,6 +66,9 @@ class ModelCard(BaseModel):
         What tile sides and origins must be multiples of.
     context : {"local", "global"} or None
         Local: fully convolutional, may run on larger tiles than it was trained on.
+    margin : tuple of int
+        Pixels that the network sees before and after a tile it answers, on each axis: what valid
+        convolutions lose. The answer begins with the tile and may go on behind it.
     mpp, ground_resolution : float or None
         Micrometres, or CRS units, per pixel that it was trained on.
     """
@@ -68,17 +79,18 @@ class ModelCard(BaseModel):
     name: str = "model"
     classes: tuple[_Class, ...]
     bands: int | tuple[str, ...]
-    value_range: tuple[float, float]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    value_range: tuple[FiniteFloat, FiniteFloat]
+    mean: tuple[FiniteFloat, ...]
+    std: tuple[FiniteFloat, ...]
     activation: Activation
-    threshold: float = 0.5
+    threshold: FiniteFloat = 0.5
     tile: Annotated[int, Field(ge=1)] | None = None
     overlap: Annotated[int, Field(ge=0)] | None = None
     divisor: Annotated[int, Field(ge=1)] | None = None
     context: Literal["local", "global"] | None = None
-    mpp: float | None = None
-    ground_resolution: float | None = None
+    margin: tuple[Margin, Margin] = (0, 0)
+    mpp: FiniteFloat | None = None
+    ground_resolution: FiniteFloat | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelCard:
@@ -91,8 +103,8 @@ class ModelCard(BaseModel):
         if not self.value_range[0] < self.value_range[1]:
             raise ValueError("value_range: lo must be below hi")
         for key, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) not in (1, self.band_count) or not np.isfinite(values).all():
-                raise ValueError(f"{key}: give 1 or {self.band_count} finite numbers")
+            if len(values) not in (1, self.band_count):
+                raise ValueError(f"{key}: give 1 or {self.band_count} numbers")
         if min(self.std) <= 0:
             raise ValueError("std: must be above 0")
         return self

@@ -33,10 +33,11 @@ def keeps_batch_contract(
     rng = np.random.default_rng(0)
     lo, hi = card.value_range
     height, width = shape
-    size = (card.band_count, height + 32, width + 32)
+    seen = (height + sum(card.margin), width + sum(card.margin))
+    size = (card.band_count, seen[0] + 32, seen[1] + 32)
     noise = rng.random(size) * (hi - lo) + lo
     block = noise.astype(dtype)
-    tile = np.ascontiguousarray(block[:, 32 : 32 + height, 16 : 16 + width])
+    tile = np.ascontiguousarray(block[:, 32 : 32 + seen[0], 16 : 16 + seen[1]])
     others = [session.load((rng.random(tile.shape) * (hi - lo) + lo).astype(dtype)) for _ in "123"]
     alone, whole = session.load(tile), session.load(block)
 

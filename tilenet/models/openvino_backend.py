@@ -22,7 +22,7 @@ from openvino.preprocess import PrePostProcessor
 from tilenet.blend import Activation, Decision, Sums
 from tilenet.errors import ModelError
 from tilenet.models.card import ModelCard
-from tilenet.models.session import NetworkShape, Setup, Tile
+from tilenet.models.session import NetworkShape, Setup, Tile, check_answer
 from tilenet.models.store import ModelFiles, cache_folder
 from tilenet.quiet import ignoring
 
@@ -70,13 +70,13 @@ def onnx_shape(path: Path) -> NetworkShape:
 def _convert(files: ModelFiles) -> ov.Model:
     """Convert an SMP network, traced on a small image: quick, and in little memory."""
     import torch
-
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     from tilenet.models.build import build_network
 
     network = build_network(files)
-    side = 2 * files.divisor
+    lost = sum(files.card.margin)
+    side = 2 * files.divisor + lost
     generator = torch.Generator().manual_seed(0)
     example = torch.rand((1, files.card.band_count, side, side), generator=generator)
     # torch calls its tracer deprecated; Python's own category covers all it warns of here.
@@ -86,7 +86,9 @@ def _convert(files: ModelFiles) -> ov.Model:
         decoder = TorchScriptPythonDecoder(network, example_input=example)
         model = pytorch.convert(pytorch.load(decoder))
         # A network whose trace holds the example's size would be silently wrong elsewhere.
-        probe = torch.rand((1, files.card.band_count, side, 3 * side), generator=generator)
+        probe = torch.rand(
+            (1, files.card.band_count, side, 3 * side - 2 * lost), generator=generator
+        )
         expected = network(probe).numpy()
     model.reshape([-1, files.card.band_count, -1, -1])
     compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -162,6 +164,7 @@ class OpenVinoSession:
         model = _read_onnx(files.weights) if files.kind == "onnx" else _cached_graph(files)
         self._model = _with_ends(model, files.card, dtype)
         self._where = str(files.weights)
+        self._lost = sum(files.card.margin)
         self._setup = setup
         self.channels = int(self._model.outputs[0].partial_shape[1].get_length())
         self.batch_size = setup.batch_size
@@ -184,7 +187,7 @@ class OpenVinoSession:
         model = self._model.clone()
         bands = model.inputs[0].partial_shape[1].get_length()
         try:
-            model.reshape([self.batch_size, bands, *shape])
+            model.reshape([self.batch_size, bands, *(side + self._lost for side in shape)])
             compiled = self._core.compile_model(
                 model,
                 "CPU",
@@ -201,12 +204,7 @@ class OpenVinoSession:
                 "choose another --tile, or set divisor in its tilenet.json",
             ) from error
         out = compiled.outputs[0].shape
-        if tuple(out)[2:] != shape:
-            raise ModelError(
-                f"a tile of {shape[0]}×{shape[1]} gives scores of {out[2]}×{out[3]}",
-                self._where,
-                "the network must keep the size",
-            )
+        check_answer((out[2], out[3]), shape, self._lost, self._where)
         requests = [compiled.create_infer_request() for _ in range(_REQUESTS)]
         self._compiled[shape] = requests
         if len(self._compiled) > _MAX_COMPILED:
@@ -219,10 +217,10 @@ class OpenVinoSession:
         """Yield the scores of tiles; a yielded array is good until the next one is asked for."""
         free = deque(self._requests(shape))
         running: deque[tuple[ov.InferRequest, int]] = deque()
-        height, width = shape
+        height, width = (side + self._lost for side in shape)
         for batch in batched(tiles, self.batch_size):
             if not free:
-                yield from self._finish(*running[0])
+                yield from self._finish(*running[0], shape)
                 free.append(running.popleft()[0])
             request = free.popleft()
             target = request.input_tensors[0].data
@@ -232,9 +230,11 @@ class OpenVinoSession:
             request.start_async()
             running.append((request, len(batch)))
         for request, count in running:
-            yield from self._finish(request, count)
+            yield from self._finish(request, count, shape)
 
     @staticmethod
-    def _finish(request: ov.InferRequest, count: int) -> Iterator[NDArray[np.float32]]:
+    def _finish(
+        request: ov.InferRequest, count: int, shape: tuple[int, int]
+    ) -> Iterator[NDArray[np.float32]]:
         request.wait()
-        yield from request.output_tensors[0].data[:count]
+        yield from request.output_tensors[0].data[:count, :, : shape[0], : shape[1]]

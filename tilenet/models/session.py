@@ -27,6 +27,7 @@ __all__ = [
     "SumsLike",
     "Tile",
     "Weights",
+    "check_answer",
     "choose",
     "cores",
     "cpu_flags",
@@ -163,6 +164,31 @@ def network_shape(files: ModelFiles) -> NetworkShape:
         )
     files.card.check_channels(shape.channels, str(files.weights))
     return shape
+
+
+def check_answer(answer: tuple[int, int], shape: tuple[int, int], lost: int, where: str) -> None:
+    """Raise ModelError unless a network's answer covers its tile.
+
+    Parameters
+    ----------
+    answer : tuple of int
+        Height and width of the scores.
+    shape : tuple of int
+        Of the tile.
+    lost : int
+        Pixels on each axis that the card's margin adds to what the network sees; with none, the
+        answer must be the tile.
+    where : str
+        The model.
+    """
+    if answer == shape or (lost and answer[0] >= shape[0] and answer[1] >= shape[1]):
+        return
+    seen = (shape[0] + lost, shape[1] + lost)
+    raise ModelError(
+        f"a tile of {seen[0]}×{seen[1]} gives scores of {answer[0]}×{answer[1]}",
+        where,
+        "the network must keep the size, or its tilenet.json name the margin it loses",
+    )
 
 
 def cores() -> int:

@@ -21,7 +21,7 @@ def _valid_answer(side: int, levels: int) -> int | None:
 def classic_margin(levels: int, padding: str) -> tuple[int, int]:
     """Return the pixels that a classic U-Net sees before and after a tile it answers.
 
-    The tile is a multiple of 2^(levels − 1); the answer begins with the tile and may go on behind it.
+    The tile is a multiple of 2^(levels − 1); the answer begins with it and may go on behind it.
 
     Parameters
     ----------

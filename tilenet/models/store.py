@@ -128,7 +128,12 @@ def _from_folder(folder: Path, card_path: Path | None, overrides: dict[str, Any]
 
 def _from_onnx(path: Path, card_path: Path | None, overrides: dict[str, Any]) -> ModelFiles:
     sidecar = card_path or path.with_suffix(".json")
-    text = _read_json(sidecar) if card_path or sidecar.is_file() else b"{}"
+    if card_path or sidecar.is_file():
+        text = _read_json(sidecar)
+    else:
+        from tilenet.models.openvino_backend import onnx_shape
+
+        text, overrides = b"{}", overrides | {"bands": onnx_shape(path).bands}
     return _identity(ModelFiles("onnx", path, {}, parse_card(text, str(sidecar), overrides), ""))
 
 
@@ -136,7 +141,7 @@ def _from_hub(name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download  # only here does tilenet use the network
     except ImportError as error:
-        raise ModelError("hf:// needs huggingface-hub", name, "pip install tilenet[hub]") from error
+        raise ModelError("no huggingface-hub", name, "pip install huggingface-hub") from error
     repository, _, revision = name.removeprefix("hf://").partition("@")
     try:
         folder = snapshot_download(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tilenet.blend import AXIS_ONE, ONE, Decision
 from tilenet.models.build import build_network
-from tilenet.models.session import Setup, Tile, Weights
+from tilenet.models.session import Setup, Tile, Weights, check_answer
 from tilenet.models.store import ModelFiles
 
 __all__ = ["TorchSession", "TorchSums"]
@@ -130,6 +130,8 @@ class TorchSession:
         network = build_network(files).to(self._device, self._dtype)
         self._network = network.to(memory_format=torch.channels_last)
         self._activation = files.card.activation
+        self._lost = sum(files.card.margin)
+        self._where = str(files.weights.parent)
         self._offset = self._per_band(files.card.offset)
         self._scale = self._per_band(files.card.scale)
         self.channels = int(files.config.get("classes", 1))
@@ -150,7 +152,7 @@ class TorchSession:
 
     def scores(self, tiles: Sequence[Tile], shape: tuple[int, int]) -> Iterator[torch.Tensor]:
         """Yield the scores of tiles, (K, h, w) float32, in order."""
-        height, width = shape
+        height, width = (side + self._lost for side in shape)
         for batch in batched(tiles, self.batch_size):
             views = [p[:, r : r + height, c : c + width] for p, r, c in batch]
             views += [torch.zeros_like(views[0])] * (self.batch_size - len(views))
@@ -160,6 +162,8 @@ class TorchSession:
                     self._dtype, memory_format=torch.channels_last
                 )
                 logits = self._network(inputs).to(torch.float32)  # (N, K, h, w)
+                check_answer(tuple(logits.shape[-2:]), shape, self._lost, self._where)
+                logits = logits[..., : shape[0], : shape[1]]
                 if self._activation == "softmax":
                     logits = logits.softmax(dim=1)
                 elif self._activation == "sigmoid":

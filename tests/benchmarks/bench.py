@@ -1,0 +1,158 @@
+"""How fast the engine is and what it costs: `make bench`, or `bench.py FOLDER [--sides 4096 8192]`.
+
+For every case: seconds of the network alone on the lattice's tiles; of the whole command, cold
+(no cached graph) and warm; their ratio (engine efficiency); read, forward and write seconds; Mpx/s;
+peak memory of all processes. Written as JSON with the machine and the versions beside the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+import inputs
+
+from tilenet.geometry import Window
+from tilenet.models.session import choose, cores, network_shape, open_session
+from tilenet.models.store import find_model
+from tilenet.sources import open_raster
+
+
+def command(raster: Path, model: str, out: Path, *options: str) -> dict[str, Any]:
+    """Run predict as a process of its own and return its JSON with the process' seconds."""
+    if out.exists():
+        shutil.rmtree(out)
+    line = [sys.executable, "-m", "tilenet", "predict", str(raster), "--model", model]
+    start = time.perf_counter()
+    done = subprocess.run(
+        [*line, "--out", str(out), "--json", *options], capture_output=True, text=True, check=False
+    )
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout) | {"process_seconds": seconds}
+
+
+def forward_only(
+    raster: Path, model: str, run: dict[str, Any], backend: str, precision: str
+) -> float:
+    """Return the seconds that the network alone takes for the run's tiles, pixels in memory."""
+    files = find_model(model, None, {})
+    network_shape(files)
+    setup = choose(files, backend=backend, precision=precision)
+    session = open_session(files, setup, "uint8")
+    tile, side = run["tile"], min(run["height"], 4096)
+    pixels, _ = open_raster(raster).read(Window(0, 0, side, side), np.zeros(3))
+    loaded = session.load(pixels)
+    room = side - tile
+    corners = [
+        (loaded, (k * 257) % (room + 1), (k * 509) % (room + 1)) for k in range(run["tiles"])
+    ]
+    for _ in session.scores(corners[:2], (tile, tile)):
+        pass
+    start = time.perf_counter()
+    for _ in session.scores(corners, (tile, tile)):
+        pass
+    return time.perf_counter() - start
+
+
+def measure(
+    raster: Path, model: str, folder: Path, backend: str, precision: str, runs: int
+) -> dict[str, Any]:
+    """Return the figures of one case: medians over warm runs."""
+    options = ("--backend", backend, "--precision", precision)
+    out = folder / "mask.zarr"
+    warm = [command(raster, model, out, *options) for _ in range(runs)]
+    shutil.rmtree(out)
+    run = sorted(warm, key=lambda r: r["process_seconds"])[len(warm) // 2]
+    alone = forward_only(raster, model, run, backend, precision)
+    seconds = statistics.median(r["seconds"] for r in warm)
+    return {
+        "raster": raster.name, "model": Path(model).stem, "backend": backend,
+        "precision": precision, "mpixels": run["pixels"] / 1e6, "tiles": run["tiles"],
+        "forward_alone": alone, "run": seconds,
+        "process": statistics.median(r["process_seconds"] for r in warm),
+        "efficiency": alone / seconds, "read": run["read_seconds"],
+        "forward": run["forward_seconds"], "write": run["write_seconds"],
+        "mpixels_per_second": run["pixels"] / 1e6 / seconds,
+        "peak_rss_mib": max(r["peak_rss_bytes"] for r in warm) / 2**20,
+    }  # fmt: skip
+
+
+def report(row: dict[str, Any]) -> None:
+    cells = [f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()]
+    sys.stdout.write("| " + " | ".join(cells) + " |\n")
+    sys.stdout.flush()
+
+
+def cold(raster: Path, model: str, folder: Path) -> dict[str, Any]:
+    """Return the first run of a machine: the graph is converted, nothing is cached."""
+    cache = folder / "cold-cache"
+    shutil.rmtree(cache, ignore_errors=True)
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(cache)  # for the child only: restored below
+    try:
+        run = command(raster, model, folder / "cold.zarr")
+    finally:
+        os.environ.pop("XDG_CACHE_HOME")
+        if before is not None:
+            os.environ["XDG_CACHE_HOME"] = before
+    return {"cold": run["process_seconds"], "peak_rss_mib": run["peak_rss_bytes"] / 2**20}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("bench"))
+    parser.add_argument("--sides", nargs="+", type=int, default=[4096, 8192])
+    parser.add_argument("--compress", nargs="+", default=["deflate", "jpeg"])
+    parser.add_argument(
+        "--models", nargs="+", default=["null2", "null8", "nuclei", "unet-resnet18"]
+    )
+    parser.add_argument("--cases", nargs="+", default=["openvino:bf16", "openvino:fp32"])
+    parser.add_argument("--runs", type=int, default=3)
+    options = parser.parse_args()
+    folder = options.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    models = {
+        "null2": lambda: str(inputs.null_network(folder, 2)),
+        "null8": lambda: str(inputs.null_network(folder, 8)),
+        "nuclei": lambda: "nuclei",
+        "unet-resnet18": lambda: str(inputs.resnet_unet(folder)),
+    }
+    rows: list[dict[str, Any]] = []
+    for name in options.models:
+        model = models[name]()
+        for side in options.sides:
+            for compress in options.compress:
+                raster = inputs.raster(folder, side, compress)
+                for case in options.cases:
+                    rows.append(measure(raster, model, folder, *case.split(":"), options.runs))
+                    if len(rows) == 1:
+                        report({key: key for key in rows[0]})
+                        report(dict.fromkeys(rows[0], "---"))
+                    report(rows[-1])
+    first = cold(inputs.raster(folder, options.sides[0], options.compress[0]), "nuclei", folder)
+    sys.stdout.write(f"cold, nuclei: {first}\n")
+    document = {
+        "machine": {"cpu": platform.processor() or platform.machine(), "cores": cores()},
+        "versions": {n: version(n) for n in ("tilenet", "torch", "openvino", "rasterio", "zarr")},
+        "command": "make bench", "cold": first, "rows": rows,
+    }  # fmt: skip
+    (folder / "bench.json").write_text(json.dumps(document, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Folders: one run over many small rasters; a broken one loses only itself."""
+
+import json
+from pathlib import Path
+
+import networks
+import numpy as np
+import pytest
+from rasters import picture, write_image, write_tif
+
+from tilenet.api import predict
+from tilenet.config import PredictConfig
+
+COUNT = 60
+BROKEN = Path("deep/er/broken.tif")
+SIZES = [(40, 50), (64, 64), (65, 33), (100, 130), (7, 90), (1, 1)]
+
+# rasterio says so of every plain image that is opened; that is what these are.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Dataset has no geotransform:rasterio.errors.NotGeoreferencedWarning"
+)
+
+
+def one_of(k, folder):
+    """Write image number k, at one of three depths, in one of three formats."""
+    pixels = picture(*SIZES[k % len(SIZES)], seed=k)
+    name = Path(("", "deep", "deep/er")[k % 3]) / f"image{k:02}"
+    if k % 4 == 0:
+        write_tif(folder / f"{name}.tif", pixels, georeferenced=True)
+    elif k % 4 == 1:
+        write_tif(folder / f"{name}.tiff", pixels, nodata=0)
+    else:
+        write_image(folder / f"{name}.{'png' if k % 4 == 2 else 'jpg'}", pixels)
+    return f"{name}.{'tif' if k % 4 == 0 else 'png'}"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return networks.positional(tmp_path_factory.mktemp("model") / "m.onnx", divisor=32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return a folder of 60 images and a broken one, and the names of the masks."""
+    path = tmp_path_factory.mktemp("images")
+    masks = [one_of(k, path) for k in range(COUNT)]
+    (path / BROKEN).write_bytes((path / masks[0]).read_bytes()[:300])
+    (path / "notes.txt").write_text("not a raster")
+    (path / ".hidden").mkdir()
+    (path / ".hidden" / "a.png").write_bytes(b"")
+    return path, masks
+
+
+def arguments(folder, out, model):
+    options = ["--tile", "64", "--overlap", "32", "--precision", "fp32"]
+    return ["predict", folder, "--out", out, "--model", model, *options]
+
+
+@pytest.fixture(scope="module")
+def masks(command, folder, model, tmp_path_factory):
+    """Run the command over the folder, in another process."""
+    out = tmp_path_factory.mktemp("masks")
+    return out, command(*arguments(folder[0], out, model), "--json")
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_one_broken_image_loses_only_itself(folder, masks):
+    _, done = masks
+    assert done.code == 7, done.err
+    found = json.loads(done.out)
+    assert found["exit_code"] == 7
+    assert len(found["runs"]) == COUNT
+    [failed] = found["failed"]
+    assert failed["input"] == str(folder[0] / BROKEN)
+    assert failed["code"] == 3
+    errors = [e for e in done.err.splitlines() if e.startswith("tilenet: error: ")]
+    assert len(errors) == 2
+    assert "broken.tif" in errors[0]
+    assert errors[1] == f"tilenet: error: 1 of {COUNT + 1} inputs failed"
+    assert "Traceback" not in done.err
+
+
+def test_formats_follow_the_georeference(folder, masks):
+    out, done = masks
+    made = {str(p.relative_to(out)) for p in out.rglob("*") if p.suffix in (".tif", ".png")}
+    assert made == set(folder[1])
+    runs = json.loads(done.out)["runs"]
+    assert {str(Path(r["output"]).relative_to(out)) for r in runs} == made
+    assert not [p for p in out.rglob(".*") if p.name.endswith(".tilenet")]
+
+
+def test_each_mask_is_that_of_a_single_run(folder, masks, model, tmp_path):
+    config = PredictConfig(model=str(model), tile=64, overlap=32, precision="fp32")
+    sources = {p.stem: p for p in folder[0].rglob("image*")}
+    for name in folder[1][::5]:
+        alone = tmp_path / Path(name).name
+        predict([sources[alone.stem]], alone, config)
+        assert alone.read_bytes() == (masks[0] / name).read_bytes()
+
+
+def test_figures_add_up(masks):
+    found = json.loads(masks[1].out)
+    sizes = [SIZES[k % len(SIZES)] for k in range(COUNT)]
+    assert found["pixels"] == sum(h * w for h, w in sizes)
+    for run in found["runs"]:
+        counted = sum(c["pixels"] for c in run["classes"]) + run["nodata_pixels"]
+        assert counted == run["pixels"] == run["width"] * run["height"]
+        assert run["tiles_forwarded"] == run["tiles"] - run["tiles_skipped"]
+
+
+def test_shared_batches_give_the_same_bytes(cli, folder, masks, model, tmp_path):
+    done = cli(*arguments(folder[0], tmp_path / "m", model), "--batch-size", "4")
+    assert done.code == 7
+    assert contents(tmp_path / "m") == contents(masks[0])
+
+
+def test_a_rerun_does_nothing(cli, folder, masks, model):
+    before = {p: p.stat().st_mtime_ns for p in masks[0].rglob("*") if p.is_file()}
+    done = cli(*arguments(folder[0], masks[0], model), "--json")
+    assert done.code == 7  # the broken one is still broken
+    runs = json.loads(done.out)["runs"]
+    assert len(runs) == COUNT
+    assert not any(run["tiles_forwarded"] for run in runs)
+    assert {p: p.stat().st_mtime_ns for p in masks[0].rglob("*") if p.is_file()} == before
+
+
+def test_a_foreign_mask_fails_alone(cli, model, tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    for k in range(3):
+        write_image(source / f"{k}.png", picture(30, 40, seed=k))
+    out.mkdir()
+    (out / "1.png").write_bytes(b"theirs")
+    done = cli(*arguments(source, out, model), "--json")
+    found = json.loads(done.out)
+    assert (done.code, len(found["runs"])) == (7, 2)
+    assert [(Path(f["input"]).name, f["code"]) for f in found["failed"]] == [("1.png", 5)]
+    assert (out / "1.png").read_bytes() == b"theirs"
+
+
+def test_colliding_stems(cli, model, tmp_path):
+    source = tmp_path / "in"
+    write_image(source / "a.png", picture(30, 40))
+    write_image(source / "A.jpg", picture(30, 40))
+    done = cli(*arguments(source, tmp_path / "out", model))
+    assert done.code == 5
+    assert "a.png" in done.err
+    assert "A.jpg" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_files(cli, model, tmp_path):
+    one = write_image(tmp_path / "x" / "one.png", picture(30, 40))
+    two = write_tif(tmp_path / "y" / "two.tif", picture(300, 200), georeferenced=True)
+    options = ["--chunk", "64", "--block", "128", "--format", "zarr", "--probabilities"]
+    line = arguments(one, tmp_path / "out", model)
+    done = cli(*line, two, *options, "--json")
+    assert done.code == 0, done.err
+    runs = json.loads(done.out)["runs"]
+    assert [Path(r["output"]).name for r in runs] == ["one.zarr", "two.zarr"]
+    assert [r["blocks"] for r in runs] == [1, 6]  # the larger one is cut into blocks
+
+
+def test_a_file_where_the_folder_should_be(cli, folder, model, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    done = cli(*arguments(folder[0], tmp_path / "out", model))
+    assert done.code == 5
+
+
+def test_two_processes(command, folder, masks, model, tmp_path):
+    line = arguments(folder[0], tmp_path / "m", model)
+    done = command(*line, "--scheduler", "processes:2")
+    assert done.code == 7, done.err
+    assert contents(tmp_path / "m") == contents(masks[0])
+
+
+def test_library_call(model, tmp_path):
+    for k in range(3):
+        write_image(tmp_path / "in" / f"{k}.png", picture(30, 40, seed=k))
+    calls = []
+    config = PredictConfig(model=str(model), tile=64, overlap=0)
+    result = predict(
+        [tmp_path / "in"], tmp_path / "out", config, lambda done, known: calls.append((done, known))
+    )
+    assert (len(result.runs), result.failed, result.exit_code) == (3, (), 0)
+    assert result.pixels == 3 * 30 * 40 == calls[-1][0]
+    assert np.all(np.diff([done for done, _ in calls]) > 0)

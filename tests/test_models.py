@@ -1,0 +1,322 @@
+"""Models: cards, backends, the batch contract, what is loaded and what is not."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import networks
+import numpy as np
+import pytest
+import torch
+from rasters import picture, write_tif
+
+from tilenet.errors import ModelError
+from tilenet.models.card import parse_card
+from tilenet.models.contract import keeps_batch_contract
+from tilenet.models.session import Setup, choose, cpu_flags, network_shape, open_session
+from tilenet.models.store import bundled_models, find_model
+
+needs_bf16 = pytest.mark.skipif(
+    not cpu_flags() & {"amx_bf16", "avx512_bf16", "bf16"}, reason="no bf16 on this processor"
+)
+PRECISIONS = ["fp32", pytest.param("bf16", marks=needs_bf16)]
+
+
+def setup(backend, precision, batch_size=4):
+    return Setup(backend, "cpu", precision, 2, batch_size, "")
+
+
+# -- the batch contract
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_batch_contract_of_the_bundled_model(backend, precision):
+    files = find_model("nuclei", None, {})
+    session = open_session(files, setup(backend, precision), "uint8")
+    assert keeps_batch_contract(session, files.card, (64, 96))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+@pytest.mark.parametrize("name", ["conv", "positional"])
+def test_batch_contract_of_an_onnx(models, precision, dtype, name):
+    files = find_model(str(models / f"{name}.onnx"), None, {})
+    session = open_session(files, setup("openvino", precision), dtype)
+    assert keeps_batch_contract(session, files.card, (48, 64), dtype)
+
+
+def test_the_contract_sees_a_network_that_breaks_it(models):
+    files = find_model(str(models / "conv.onnx"), None, {})
+    session = open_session(files, setup("openvino", "fp32"), "uint8")
+    honest = session.scores
+
+    def leaking(tiles, shape):
+        for k, scores in enumerate(honest(tiles, shape)):
+            yield scores * np.float32(1 - 0.01 * k)  # the place in the sequence shows
+
+    session.scores = leaking
+    assert not keeps_batch_contract(session, files.card, (48, 64))
+
+
+# -- backends
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return picture(160, 128)
+
+
+def scores_of(files, backend, pixels, precision="fp32", dtype="uint8"):
+    session = open_session(files, setup(backend, precision, 1), dtype)
+    with session.lock:
+        [scores] = session.scores([(session.load(pixels.astype(dtype)), 0, 0)], pixels.shape[1:])
+        return np.asarray(scores).copy()
+
+
+def test_openvino_gives_what_torch_gives(unet, pixels):
+    for name in ("nuclei", str(unet)):
+        files = find_model(name, None, {})
+        ours, theirs = (scores_of(files, b, pixels) for b in ("openvino", "torch"))
+        assert ours.shape == theirs.shape
+        assert np.abs(ours - theirs).max() < 1e-4
+        assert theirs.std() > 1e-3
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+@pytest.mark.parametrize("dtype", ["uint16", "int16", "float32"])
+def test_all_pixel_types_give_the_same_scores(unet, pixels, backend, dtype):
+    files = find_model(str(unet), None, {})
+    assert np.array_equal(
+        scores_of(files, backend, pixels, dtype=dtype), scores_of(files, backend, pixels)
+    )
+
+
+@needs_bf16
+def test_bf16_is_close_to_fp32(pixels):
+    files = find_model("nuclei", None, {})
+    exact = scores_of(files, "torch", pixels)
+    for backend in ("torch", "openvino"):
+        difference = np.abs(scores_of(files, backend, pixels, "bf16") - exact)
+        assert difference.mean() < 0.01
+        assert difference.max() < 0.3  # a few scores near the threshold, where it is steepest
+
+
+def test_the_input_is_normalised_per_band(tmp_path):
+    keys = {"value_range": [10, 210], "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.25, 2.0]}
+    path = networks.pointwise(tmp_path / "m.onnx", activation="none", **keys)
+    files = find_model(str(path), None, {})
+    pixels = picture(8, 8)
+    weights = 4 * np.random.default_rng(1).normal(size=(3, 3)).astype(np.float32)
+    weights -= weights.mean(axis=1, keepdims=True)
+    bands = (pixels - 10.0) / 200 - np.array(keys["mean"])[:, None, None]
+    expected = np.einsum("kc,chw->khw", weights, bands / np.array(keys["std"])[:, None, None])
+    assert np.allclose(scores_of(files, "openvino", pixels), expected, atol=1e-4)
+    assert np.allclose(files.card.offset, [30, 50, 70])
+    assert np.allclose(files.card.scale, [100, 50, 400])
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+def test_activations(tmp_path, activation):
+    files = find_model(
+        str(networks.constant(tmp_path / "m.onnx", [0.5, -1.0], activation=activation)), None, {}
+    )
+    logits = torch.tensor([0.5, -1.0])
+    expected = {"softmax": logits.softmax(0), "sigmoid": logits.sigmoid(), "none": logits}
+    scores = scores_of(files, "openvino", picture(8, 8))
+    assert np.allclose(scores[:, 3, 4], expected[activation].numpy(), atol=1e-6)
+
+
+def test_choices(models):
+    files = find_model(str(models / "conv.onnx"), None, {})
+    assert choose(files, precision="fp32").backend == "openvino"
+    with pytest.raises(ModelError, match="torch cannot run ONNX"):
+        choose(files, backend="torch")
+    nuclei = find_model("nuclei", None, {})
+    setup = choose(nuclei, device="cpu", backend="torch", precision="fp32", batch_size=3)
+    assert (setup.backend, setup.device, setup.precision, setup.batch_size) == (
+        "torch", "cpu", "fp32", 3,
+    )  # fmt: skip
+    assert choose(nuclei, device="cpu").precision in ("fp32", "bf16")
+
+
+def test_a_network_that_shrinks_its_tiles_is_refused(tmp_path):
+    from onnx import TensorProto, helper, numpy_helper
+
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, "h", "w"])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2, "a", "b"])
+    weights = numpy_helper.from_array(np.ones((2, 3, 3, 3), np.float32), "w")
+    node = helper.make_node("Conv", ["x", "w"], ["y"])
+    graph = helper.make_graph([node], "valid", [x], [y], [weights])
+    opset = helper.make_opsetid("", networks.OPSET)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=networks.IR_VERSION)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    path.with_suffix(".json").write_text(json.dumps(networks.card(2)))
+    files = find_model(str(path), None, {})
+    with pytest.raises(ModelError, match="64×64 gives scores of 62×62"):
+        scores_of(files, "openvino", picture(64, 64))
+
+
+# -- cards
+
+
+def test_what_ships():
+    assert "nuclei" in bundled_models()
+    for name in bundled_models():
+        files = find_model(name, None, {})
+        shape = network_shape(files)
+        assert (shape.bands, shape.fixed) == (files.card.band_count, None)
+        assert files.weights.stat().st_size <= 10e6
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"classes": []}, "classes"),
+        ({"classes": [{"id": 1, "name": "a"}]}, "ids must be 0, 1, 2"),
+        ({"classes": [{"id": k, "name": "a"} for k in range(256)]}, "classes"),
+        ({"classes": [{"id": 0, "name": "a", "color": [0, 0, 300]}]}, "color"),
+        ({"bands": 0}, "bands"),
+        ({"value_range": [1, 1]}, "lo must be below hi"),
+        ({"mean": [0, 0]}, "mean: give 1 or 3"),
+        ({"std": [0.0]}, "std: must be above 0"),
+        ({"std": [float("nan")]}, "std"),
+        ({"activation": "relu"}, "activation"),
+        ({"tile": 0}, "tile"),
+        ({"divisor": 0}, "divisor"),
+        ({"overlap": -1}, "overlap"),
+        ({"context": "some"}, "context"),
+        ({"schema": 2}, "schema"),
+        ({"threshold": "high"}, "threshold"),
+        ({"value_range": [0, float("inf")]}, "value_range"),
+        ({"threshold": float("nan")}, "threshold"),
+    ],
+)
+def test_impossible_cards(change, words):
+    text = json.dumps(networks.card(3) | change).encode()
+    with pytest.raises(ModelError, match=words):
+        parse_card(text, "card.json", {})
+
+
+def test_flags_beat_the_card():
+    text = json.dumps(networks.card(3)).encode()
+    card = parse_card(text, "card.json", {"mean": (0.5,), "activation": "sigmoid"})
+    assert (card.mean, card.activation) == ((0.5,), "sigmoid")
+
+
+def test_band_names_and_class_colours():
+    classes = [{"id": 0, "name": "no", "color": [1, 2, 3]}, {"id": 1, "name": "yes"}]
+    document = networks.card(2, bands=["red", "nir"]) | {"classes": classes}
+    card = parse_card(json.dumps(document).encode(), "card.json", {})
+    assert card.band_count == 2
+    one, two = card.class_infos()
+    assert one.color == (1, 2, 3)
+    assert two.color != one.color
+    assert card.channel_names(1) == ("yes",)
+    assert card.channel_names(2) == ("no", "yes")
+
+
+def test_unknown_keys_of_later_releases_are_read():
+    text = json.dumps(networks.card(2, flavour="vanilla")).encode()
+    assert parse_card(text, "card.json", {}).name == "tiny"
+
+
+def test_the_identity_follows_what_decides_the_scores(tmp_path):
+    path = networks.conv(tmp_path / "m.onnx")
+    first = find_model(str(path), None, {}).sha256
+    assert find_model(str(path), None, {}).sha256 == first
+    assert find_model(str(path), None, {"mean": (0.5,)}).sha256 != first
+    networks.conv(path, seed=9)
+    assert find_model(str(path), None, {}).sha256 != first
+
+
+def test_weights_that_do_not_fit_the_architecture(unet, tmp_path):
+    shutil.copytree(unet, tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config | {"decoder_channels": [9] * 5}))
+    files = find_model(str(tmp_path / "m"), None, {})
+    with pytest.raises(ModelError, match="differ in"):
+        open_session(files, setup("torch", "fp32"), "uint8")
+
+
+def test_an_unknown_architecture(unet, tmp_path):
+    shutil.copytree(unet, tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config | {"_model_class": "Vnet"}))
+    with pytest.raises(ModelError, match="SMP has no Vnet"):
+        open_session(find_model(str(tmp_path / "m"), None, {}), setup("torch", "fp32"), "uint8")
+
+
+# -- what is loaded, and what is not
+
+
+def unshared():
+    """Whether this machine lets us cut off the network."""
+    if shutil.which("unshare") is None:
+        return False
+    done = subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False)
+    return done.returncode == 0
+
+
+@pytest.mark.skipif(not unshared(), reason="unshare -n is not permitted here")
+def test_imagenet_in_the_config_needs_no_network(tmp_path, environment):
+    model = networks.unet(tmp_path / "m", depth=3, encoder_weights="imagenet")
+    source = write_tif(tmp_path / "a.tif", picture(60, 70))
+    line = ["unshare", "-rn", sys.executable, "-m", "tilenet", "predict", str(source), "--out",
+            str(tmp_path / "x.zarr"), "--model", str(model), "--backend", "torch"]  # fmt: skip
+    clean = {**environment, "HF_HOME": str(tmp_path / "hub"), "TORCH_HOME": str(tmp_path / "torch")}
+    done = subprocess.run(line, capture_output=True, text=True, env=clean, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "x.zarr").is_dir()
+    assert not (tmp_path / "torch").exists()
+
+
+LOADED = """
+import sys
+from tilenet.cli import run
+code = run(sys.argv[1:])
+heavy = "torch rasterio zarr openvino distributed segmentation_models_pytorch"
+print("loaded", *[name for name in heavy.split() if name in sys.modules], file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def loaded_by(environment, *arguments):
+    line = [sys.executable, "-c", LOADED, *map(str, arguments)]
+    done = subprocess.run(
+        line, capture_output=True, text=True, env=environment, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    [loaded] = [e for e in done.stderr.splitlines() if e.startswith("loaded")]
+    return set(loaded.split()[1:]), done
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"], ["--version"]])
+def test_help_is_light(environment, arguments):
+    assert loaded_by(environment, *arguments)[0] == set()
+
+
+def test_the_graph_is_converted_once_and_torch_is_not_imported_again(tmp_path, environment):
+    model = networks.unet(tmp_path / "m", depth=3)
+    source = write_tif(tmp_path / "a.tif", picture(60, 70))
+    own = {**environment, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+
+    def once(name):
+        out = tmp_path / name
+        line = ["predict", source, "--out", out, "--model", model, "--backend", "openvino"]
+        return (*loaded_by(own, *line, "--precision", "fp32"), out)
+
+    loaded, done, first = once("1.tif")
+    assert {"torch", "segmentation_models_pytorch", "openvino"} <= loaded
+    assert "converting" in done.stderr
+    graphs = list((tmp_path / "cache").rglob("graph.xml"))
+    assert len(graphs) == 1
+    made = graphs[0].stat().st_mtime_ns
+    loaded, done, second = once("2.tif")
+    assert "torch" not in loaded
+    assert "distributed" not in loaded
+    assert "converting" not in done.stderr
+    assert graphs[0].stat().st_mtime_ns == made
+    assert first.read_bytes() == second.read_bytes()
