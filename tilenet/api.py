@@ -27,6 +27,7 @@ from tilenet.sources import Input, find_inputs
 __all__ = ["ClassPixels", "Failure", "PredictResult", "RunResult", "estimate", "predict"]
 
 _logger = logging.getLogger(__name__)
+_GOOD_EFFICIENCY = 0.7  # share of the time with a forward running, below which a run says why
 _PACK = 64  # rasters per task at the most; a pack also ends when its pixels fill
 
 Progress = Callable[[int, int], None]
@@ -78,6 +79,7 @@ class RunResult:
     read_seconds: float
     write_seconds: float
     mpixels_per_second: float
+    efficiency: float
     peak_rss_bytes: int
     device: str
     backend: str
@@ -191,6 +193,7 @@ def _result(
         read_seconds=round(meter.read_seconds, 4),
         write_seconds=round(meter.write_seconds, 4),
         mpixels_per_second=round(pixels / 1e6 / max(seconds, 1e-9), 3),
+        efficiency=round(forward / max(seconds, 1e-9), 4),
         peak_rss_bytes=meter.peak_rss_bytes,
         device=plan.setup.device,
         backend=plan.setup.backend,
@@ -280,7 +283,21 @@ def _large(
     if large.meter.nonfinite:
         _logger.warning("%d scores were not finite and count as 0", large.meter.nonfinite)
     seconds = time.perf_counter() - start
-    return _result(plan, out, large.done, large.meter, seconds, resumed=large.resumed)
+    result = _result(plan, out, large.done, large.meter, seconds, resumed=large.resumed)
+    _say_bottleneck(result)
+    return result
+
+
+def _say_bottleneck(result: RunResult) -> None:
+    """Say in one line what a run waited for, if it was not the network."""
+    if result.efficiency >= _GOOD_EFFICIENCY or result.seconds < 1:
+        return
+    spent = {"reading": result.read_seconds, "writing": result.write_seconds}
+    most = max(spent, key=lambda name: spent[name])
+    _logger.info(
+        "the network ran %.0f %% of the time; %s took most beside it: %.1f s over its threads",
+        100 * result.efficiency, most, spent[most],
+    )  # fmt: skip
 
 
 def _item_result(item: PackItem, spans: Spans | None, seconds: float) -> RunResult:
