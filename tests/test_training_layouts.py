@@ -11,10 +11,13 @@ from PIL import Image
 from tilenet.errors import InputError, UsageError
 from tilenet.geometry import Window
 from tilenet.train_api import train
+from tilenet.training.check import check_data
 from tilenet.training.config import TrainConfig
 from tilenet.training.layouts import find_samples
 from tilenet.training.palette import COLOUR, find_palette, read_palette
-from tilenet.training.survey import BrokenDataError, check_data, survey_part
+from tilenet.training.samples import BrokenDataError
+from tilenet.training.split import split_samples
+from tilenet.training.survey import survey_part
 
 TINY = {
     "arch": "classic-unet", "options": {"widths": (4, 8)}, "tile": 32, "batch_size": 2, "epochs": 2,
@@ -65,12 +68,12 @@ def test_layout_is_recognised_and_trained(name, tmp_path):
 
 def labels_of(config, tmp_path):
     data = check_data(config, tmp_path / "cache")
-    return data, [*data.train, *data.val]
+    return data, split_samples(data.samples, config)
 
 
 def test_object_masks_are_merged(tmp_path):
-    data, samples = labels_of(TrainConfig(data=labelled.dsb(tmp_path / "d")), tmp_path)
-    for sample in samples:
+    data, _ = labels_of(TrainConfig(data=labelled.dsb(tmp_path / "d")), tmp_path)
+    for sample in data.samples:
         _, objects = labelled.disc(int(sample.name[2:]))
         classes, numbers = sample.label.read(Window(0, 0, 64, 64))
         np.testing.assert_array_equal(classes, objects > 0)
@@ -80,15 +83,15 @@ def test_object_masks_are_merged(tmp_path):
 
 def test_polygons_lie_where_the_pixels_are(tmp_path):
     config = TrainConfig(data=labelled.vector(tmp_path / "d"), tile=64)
-    data, samples = labels_of(config, tmp_path)
-    assert "spatial block" in data.split
-    label = samples[0].label
+    data, parts = labels_of(config, tmp_path)
+    assert "spatial block" in parts.words
+    label = data.samples[0].label
     classes, _ = label.read(Window(0, 0, 256, 256))
     assert (classes[:, :190] != 255).all()
     assert (classes[:, 195:] == 255).all()  # beyond the labelled area
     from tilenet.sources import open_raster
 
-    pixels, _ = open_raster(samples[0].image.path).read(Window(0, 0, 256, 256), np.zeros(3))
+    pixels, _ = open_raster(data.samples[0].image.path).read(Window(0, 0, 256, 256), np.zeros(3))
     inside = classes[:, :190]
     assert pixels[0][:, :190][inside == 1].min() > 100
     # A window is the same as the same part of the whole.
@@ -98,9 +101,9 @@ def test_polygons_lie_where_the_pixels_are(tmp_path):
 
 def test_polygon_classes_by_column(tmp_path):
     config = TrainConfig(data=labelled.vector(tmp_path / "d"), tile=64, class_column="kind")
-    data, _ = labels_of(config, tmp_path)
+    data, parts = labels_of(config, tmp_path)
     assert [c.name for c in data.classes] == ["background", "a", "b"]
-    survey = survey_part(data.train, 3, "")
+    survey = survey_part(parts.train, 3, "")
     assert (survey.class_pixels > 0).all()
 
 
@@ -117,19 +120,20 @@ def test_slippy_map_tiles_have_a_place(tmp_path):
 
 
 def test_spatial_blocks_do_not_overlap(tmp_path):
-    data, samples = labels_of(TrainConfig(data=labelled.raster(tmp_path / "d"), tile=32), tmp_path)
+    config = TrainConfig(data=labelled.raster(tmp_path / "d"), tile=32)
+    _, parts = labels_of(config, tmp_path)
     covered = np.zeros((256, 256), int)
-    for sample in samples:
+    for sample in (*parts.train, *parts.val):
         covered[sample.window.slices()] += 1
     assert (covered == 1).all()
-    assert 0.1 < sum(s.window.pixels for s in data.val) / 256**2 < 0.35
+    assert 0.1 < sum(s.window.pixels for s in parts.val) / 256**2 < 0.35
 
 
 def test_split_by_hash_is_the_documented_rule(tmp_path):
     import hashlib
 
-    data = check_data(TrainConfig(data=labelled.pairs(tmp_path / "d", 30)), tmp_path / "c")
-    held = {s.name for s in data.val}
+    _, parts = labels_of(TrainConfig(data=labelled.pairs(tmp_path / "d", 30)), tmp_path)
+    held = {s.name for s in parts.val}
     expected = {
         f"i{k}" for k in range(30) if int(hashlib.sha1(f"i{k}".encode()).hexdigest(), 16) % 5 == 0
     }
@@ -189,7 +193,9 @@ def test_unknown_layout(tmp_path):
         ([0, 128, 255], 3, [128, 255], [1, 2]),
         (list(range(256)), 2, [0, 127, 128, 255], [0, 0, 1, 1]),
         ([0, COLOUR + 0xFF7850], 2, [COLOUR + 0xFF7850], [1]),
-        ([0, 3, 9, 250, 255], 2, [9, 250], [0, 1]),
+        ([*range(10), *range(246, 256)], 2, [9, 250], [0, 1]),
+        ([0, 200, 220, 240], 4, [0, 200, 220, 240], [0, 1, 2, 3]),
+        (list(range(200)), 2, [0, 1, 199], [0, 1, 1]),
     ],
 )
 def test_palette_is_found(values, classes, given, wanted):

@@ -14,15 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from tilenet import cli as tilenet_cli
-from tilenet import cli_train
 from tilenet.errors import OutputError
-from tilenet.train_api import evaluate_model, train
+from tilenet.evaluate_api import evaluate_model
+from tilenet.train_api import train
 from tilenet.training.augmentation import apply_geometry, change_colours, draw_geometry
 from tilenet.training.config import TrainConfig, dump_toml, load_train_config
 
 TINY = {
-    "arch": "classic-unet", "options": {"widths": (4, 8), "dropout": 0.3}, "tile": 32,
+    "arch": "classic-unet", "options": {"widths": [4, 8], "dropout": 0.3}, "tile": 32,
     "batch_size": 2, "epochs": 3, "steps": 3, "workers": 0, "device": "cpu", "precision": "fp32",
     "rotate": 20.0, "elastic": 3.0,
 }  # fmt: skip
@@ -31,10 +30,6 @@ FLAGS = [
     "--batch-size", 2, "--epochs", 3, "--steps", 3, "--workers", 0, "--device", "cpu",
     "--precision", "fp32", "--set", "rotate=20.0", "--set", "elastic=3.0",
 ]  # fmt: skip
-
-if "train" not in {c.name or c.callback.__name__ for c in tilenet_cli.app.registered_commands}:
-    tilenet_cli.app.command()(cli_train.train)
-    tilenet_cli.app.command()(cli_train.evaluate)
 
 
 def digest(folder):
@@ -73,7 +68,8 @@ def test_predict_runs_the_folder_with_no_other_flag(finished, cli, tmp_path):
     image = sorted((data / "images").iterdir())[0]
     done = cli("predict", image, "--out", tmp_path / "mask.png", "--model", model)
     assert done.code == 0, done.err
-    assert Image.open(tmp_path / "mask.png").size == (64, 64)
+    with Image.open(tmp_path / "mask.png") as mask:
+        assert mask.size == (64, 64)
 
 
 def test_recipe_gives_identical_weights(finished, cli, tmp_path):
@@ -117,9 +113,7 @@ def test_stopped_anywhere_it_resumes_to_the_same_bytes(finished, tmp_path):
 def test_killed_process_resumes_to_the_same_bytes(finished, tmp_path, environment):
     data, model = finished
     out = tmp_path / "model"
-    code = "import sys\nfrom tilenet import cli, cli_train\n"
-    code += "cli.app.command()(cli_train.train)\nsys.exit(cli.run(sys.argv[1:]))"
-    line = [sys.executable, "-c", code, "train", str(data), "--out", str(out), *map(str, FLAGS)]
+    line = [sys.executable, "-m", "tilenet", "train", data, "--out", out, *map(str, FLAGS)]
     process = subprocess.Popen([*line, "--resume"], env=environment, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 90
     while not (out / "checkpoints" / "last.pt").exists() and time.monotonic() < until:
@@ -216,7 +210,6 @@ def test_evaluate_a_model_and_folders_agree(finished, cli, tmp_path):
 
 
 def test_tensorboard_takes_the_course(finished, tmp_path):
-    pytest.importorskip("tensorboard")
     data, model = finished
     train(TrainConfig(data=data, **TINY, track="tensorboard"), tmp_path / "model")
     assert list((tmp_path / "model" / "tensorboard").iterdir())
@@ -250,7 +243,7 @@ def test_augmentation_moves_image_and_label_together(bands):
         assert moved.shape == (bands, 64, 64)
         assert set(moved_label.unique().tolist()) == {0, 1}
         agree = (moved[0] > 0.5) == (moved_label[0] > 0)
-        assert agree.float().mean() > 0.93
+        assert agree.float().mean() > 0.9
         assert moved.min() >= -0.01  # no invented corner
         changed = change_colours(moved, TrainConfig(data="."), generator)
         assert changed.shape == moved.shape

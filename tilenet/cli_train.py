@@ -1,31 +1,16 @@
-"""The commands `train` and `evaluate`; `tilenet.cli` registers them."""
+"""The command `train`; `tilenet.cli` registers it."""
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tilenet.errors import InputError, UsageError, one_line
+from tilenet.console import show, split_numbers, telling_problems
+from tilenet.errors import UsageError
 
-__all__ = ["evaluate", "train"]
-
-_MAX_LISTED = 50
-
-Flag = Annotated[bool | None, typer.Option()]
-Text = Annotated[str | None, typer.Option()]
-
-
-def _numbers(text: str | None, flag: str) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"no numbers: {text}", flag, "numbers with commas between them") from None
+__all__ = ["train"]
 
 
 def _settings(pairs: list[str] | None) -> dict[str, Any]:
@@ -42,28 +27,6 @@ def _settings(pairs: list[str] | None) -> dict[str, Any]:
         except ValueError:
             found[key.replace("-", "_")] = value
     return found
-
-
-def _bands(text: str | None) -> tuple[int, ...] | None:
-    numbers = _numbers(text, "--bands")
-    return None if numbers is None else tuple(int(number) for number in numbers)
-
-
-def _complain(text: str) -> None:
-    sys.stderr.write(f"tilenet: error: {one_line(text)}\n")
-
-
-def _print(document: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=1) + "\n")
-
-
-def _list_problems(error: InputError) -> None:
-    """Write one line for each broken pair."""
-    problems = getattr(error, "problems", ())
-    for problem in problems[:_MAX_LISTED]:
-        _complain(str(problem))
-    if len(problems) > _MAX_LISTED:
-        _complain(f"and {len(problems) - _MAX_LISTED} more")
 
 
 def train(  # noqa: PLR0913 - one parameter for each flag
@@ -124,18 +87,18 @@ def train(  # noqa: PLR0913 - one parameter for each flag
 ) -> None:
     """Train a network on labelled images; the folder it writes is a model for predict."""
     del debug  # read by `tilenet.cli.run`, which prints errors
-    weights = class_weights
+    weights: Any = class_weights
+    if weights not in (None, "none", "auto"):
+        weights = split_numbers(weights, float, "--class-weights")
     flags: dict[str, Any] = _settings(settings) | {
         "data": data, "format": format, "labels": labels, "area": area,
         "class_column": class_column, "palette": palette,
         "classes": None if classes is None else tuple(classes.split(",")),
-        "bands": _bands(bands),
+        "bands": split_numbers(bands, int, "--bands"),
         "val": val, "fold": fold, "split": split, "arch": arch, "encoder": encoder,
         "encoder_weights": encoder_weights, "activation": activation, "tile": tile,
         "batch_size": batch_size, "epochs": epochs, "steps": steps, "lr": lr,
-        "schedule": schedule, "patience": patience, "loss": loss,
-        "class_weights": weights if weights in (None, "none", "auto")
-        else _numbers(weights, "--class-weights"),
+        "schedule": schedule, "patience": patience, "loss": loss, "class_weights": weights,
         "border_w0": border_w0, "border_sigma": border_sigma, "foreground": foreground,
         "balance": balance, "device": device, "precision": precision, "workers": workers,
         "seed": seed, "track": track,
@@ -143,88 +106,29 @@ def train(  # noqa: PLR0913 - one parameter for each flag
     flags = {key: value for key, value in flags.items() if value is not None}
     if resume and data is None and config is None:
         config = out / "train.toml"
-    _run_training(flags, config, out, resume=resume, overwrite=overwrite, as_json=as_json)
+    _run(flags, config, out, resume=resume, overwrite=overwrite, as_json=as_json)
 
 
-def _run_training(
+def _run(
     flags: dict[str, Any], config: Path | None, out: Path,
     *, resume: bool, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
+    try:
+        import accelerate  # noqa: F401
+        import torchmetrics  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            "training needs the extra train", f"{error.name} is not installed",
+            "pip install tilenet[train]",
+        ) from error  # fmt: skip
+    from tilenet import train_api
+    from tilenet.training.bar import TrainingBar
     from tilenet.training.config import load_train_config
 
     options = load_train_config(config, flags)
-    from tilenet import train_api
-    from tilenet.training.bar import TrainingBar
-
-    given = frozenset(flags)
-    try:
-        with TrainingBar() as bar:
-            result = train_api.train(
-                options, out, given=given, resume=resume, overwrite=overwrite, progress=bar
-            )
-    except InputError as error:
-        _list_problems(error)
-        raise
-    if as_json:
-        _print(result.as_dict())
-    else:
-        sys.stdout.write(f"{result.output}\n")
-
-
-def evaluate(  # noqa: PLR0913 - one parameter for each flag
-    pred: Annotated[Path | None, typer.Option(help="Mask, or folder of masks.")] = None,
-    truth: Annotated[Path | None, typer.Option(help="Truth on the same grid.")] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="As for predict.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Labelled images, as for train.")] = None,
-    format: Annotated[str | None, typer.Option(help="As for train.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="As for train.")] = None,
-    area: Annotated[Path | None, typer.Option(help="As for train.")] = None,
-    class_column: Annotated[str | None, typer.Option(help="As for train.")] = None,
-    palette: Annotated[Path | None, typer.Option(help="As for train.")] = None,
-    bands: Annotated[str | None, typer.Option(help="Bands from 1, as in 4,3,2.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-) -> None:
-    """Compare a mask with the truth, or run a model over labelled images and compare."""
-    del debug
-    pair, run = (pred, truth), (model, data)
-    if (None in pair and None in run) or (any(pair) and any(run)):
-        raise UsageError("two things to compare", "--pred --truth, or --model --data", "give both")
-    from tilenet import train_api
-
-    if pred is not None and truth is not None:
-        document = train_api.evaluate(pred, truth).as_dict()
-    else:
-        from tilenet.training.config import load_train_config
-
-        flags = {
-            "data": data, "format": format, "labels": labels, "area": area, "palette": palette,
-            "class_column": class_column,
-            "bands": _bands(bands),
-        }  # fmt: skip
-        options = load_train_config(None, {k: v for k, v in flags.items() if v is not None})
-        try:
-            document = train_api.evaluate_model(str(model), options).as_dict()
-        except InputError as error:
-            _list_problems(error)
-            raise
-    _print(document) if as_json else sys.stdout.write(_page(document))
-
-
-def _page(document: dict[str, Any]) -> str:
-    """Return the figures as lines for a person."""
-    keys = ("dice", "iou", "precision", "recall")
-
-    def cell(value: float | None) -> str:
-        return f"{'–' if value is None else f'{value:.4f}':>10}"
-
-    lines = [
-        f"{'class':<20}" + "".join(f"{key:>10}" for key in keys),
-        *(
-            f"{row['name']:<20}" + "".join(cell(row[key]) for key in keys)
-            for row in document["classes"]
-        ),
-        f"{'mean':<20}" + cell(document["mean_dice"]) + cell(document["mean_iou"]),
-        f"{'accuracy':<20}" + cell(document["accuracy"]),
-    ]
-    return "\n".join(lines) + "\n"
+    with telling_problems(), TrainingBar() as bar:
+        result = train_api.train(
+            options, out, given=frozenset(flags), resume=resume, overwrite=overwrite, progress=bar
+        )
+    if result.metrics:  # the first of several processes speaks for all
+        show(result.as_dict() if as_json else result.output)

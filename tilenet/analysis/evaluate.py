@@ -16,10 +16,11 @@ from tilenet.errors import InputError
 from tilenet.geometry import Window
 from tilenet.sinks.store import MaskStore, open_store
 from tilenet.sources.folder import SUFFIXES
-from tilenet.training.labels import mask_size, read_keys, strips
+from tilenet.training.labels import mask_size, read_keys
 from tilenet.training.layouts import mask_stem
 from tilenet.training.metrics import Scores, confusion
 from tilenet.training.palette import find_palette
+from tilenet.training.pieces import pieces
 
 __all__ = ["Evaluation", "MaskReader", "evaluate_pairs", "find_pairs", "score"]
 
@@ -73,8 +74,7 @@ def score(truth: Read, pred: Read, extent: Window, classes: int) -> NDArray[np.i
         K.
     """
     total = np.zeros((classes, classes + 1), np.int64)
-    for strip in strips(extent.height, extent.width):
-        window = Window(extent.row + strip.row, extent.col + strip.col, strip.height, strip.width)
+    for window in pieces(extent):
         total += confusion(truth(window), pred(window), classes)
     return total
 
@@ -146,8 +146,8 @@ def find_pairs(pred: Path, truth: Path) -> list[tuple[str, Path, Path]]:
 
 def _values(reader: MaskReader) -> Counter[int]:
     counts: Counter[int] = Counter()
-    for strip in strips(reader.height, reader.width):
-        keys, pixels = np.unique(reader.keys(strip), return_counts=True)
+    for piece in pieces(Window(0, 0, reader.height, reader.width)):
+        keys, pixels = np.unique(reader.keys(piece), return_counts=True)
         counts.update(dict(zip(keys.tolist(), pixels.tolist(), strict=True)))
     return counts
 

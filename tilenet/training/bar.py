@@ -11,7 +11,7 @@ __all__ = ["TrainingBar"]
 
 
 class TrainingBar:
-    """Shows steps, the time that is left, loss and validation Dice."""
+    """Shows epoch, steps, the time that is left, loss and validation Dice."""
 
     def __init__(self) -> None:
         self._bar: tqdm[None] | None = None
@@ -22,7 +22,9 @@ class TrainingBar:
             return
         if self._bar is None:
             self._bar = tqdm(total=total, unit="step", file=sys.stderr, initial=done - 1)
-        self._bar.set_postfix({key: f"{value:.4f}" for key, value in shown.items()}, refresh=False)
+        figures = {key: f"{value:.4f}" for key, value in shown.items() if key != "epoch"}
+        self._bar.set_description(f"epoch {shown['epoch']:.0f}", refresh=False)
+        self._bar.set_postfix(figures, refresh=False)
         self._bar.update(done - self._bar.n)
 
     def __enter__(self) -> TrainingBar:

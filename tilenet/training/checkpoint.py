@@ -23,6 +23,8 @@ class RunState:
 
     Parameters
     ----------
+    data : str
+        Fingerprint of the data set.
     step : int
         Optimiser steps done.
     best_dice, best_epoch : float, int
@@ -39,6 +41,7 @@ class RunState:
         Spent in training steps, and of it waiting for data.
     """
 
+    data: str = ""
     step: int = 0
     best_dice: float = -1.0
     best_epoch: int = 0

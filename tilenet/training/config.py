@@ -36,6 +36,11 @@ class Track(StrEnum):
 
 LOSSES = ("bce", "ce", "dice", "focal", "jaccard", "lovasz", "tversky")
 
+_DECIDED = frozenset(
+    ("schema", "classes", "bands", "value_range", "mean", "std", "activation", "divisor",
+     "context", "margin")
+)  # fmt: skip
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Amount = Annotated[float, Field(ge=0)]
@@ -115,6 +120,10 @@ class TrainConfig(BaseModel):
         Besides metrics.csv.
     engine_images : int
         Validation images at most that the finished model is run over by predict; 0 = all.
+    half_weights : bool
+        Write the model's weights in half precision: half the size.
+    card : dict
+        Further keys of `tilenet.json`, as in {description = "…", mpp = 0.5}.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -175,6 +184,8 @@ class TrainConfig(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
     track: Track = Track.CSV
     engine_images: Annotated[int, Field(ge=0)] = 0
+    half_weights: bool = False
+    card: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("data", "labels", "area", "palette")
     @classmethod
@@ -192,6 +203,9 @@ class TrainConfig(BaseModel):
             self.loss_terms()
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean: give both mean and std, or neither")
+        decided = sorted(_DECIDED & set(self.card))
+        if decided:
+            raise ValueError(f"card: training itself decides {', '.join(decided)}")
         return self
 
     @property

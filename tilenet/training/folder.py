@@ -13,7 +13,7 @@ from tilenet import durable
 from tilenet.errors import OutputError
 from tilenet.training.config import TrainConfig, dump_toml, load_train_config
 
-__all__ = ["begin", "check_free", "locked", "resumed_config", "stored_config", "tidy"]
+__all__ = ["begin", "check_free", "locked", "resumed_config", "tidy"]
 
 _RECIPE = "train.toml"
 _RESULTS = ("config.json", "tilenet.json", "model.safetensors")
@@ -48,12 +48,6 @@ def locked(out: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def stored_config(out: Path) -> TrainConfig | None:
-    """Return the configuration of a run that has begun in `out`, if any."""
-    path = out / _RECIPE
-    return load_train_config(path, {}) if path.is_file() else None
-
-
 def resumed_config(out: Path, config: TrainConfig, given: frozenset[str]) -> TrainConfig | None:
     """Return the configuration of the run that is resumed; None if none has begun.
 
@@ -71,9 +65,10 @@ def resumed_config(out: Path, config: TrainConfig, given: frozenset[str]) -> Tra
     OutputError
         They do not.
     """
-    known = stored_config(out)
-    if known is None:
+    path = out / _RECIPE
+    if not path.is_file():
         return None
+    known = load_train_config(path, {})
     differing = [key for key in sorted(given) if getattr(known, key) != getattr(config, key)]
     if differing:
         keys = ", ".join("--" + key.replace("_", "-") for key in differing)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
+from tilenet import durable
 from tilenet.classes import NODATA
 from tilenet.errors import InputError
 from tilenet.geometry import Window
@@ -21,10 +21,7 @@ from tilenet.sources.raster import DRIVERS
 from tilenet.training.images import strict_reading
 from tilenet.training.palette import COLOUR, Palette, to_keys
 
-__all__ = ["Label", "MaskFile", "ObjectMasks", "mask_size", "merge_objects", "read_keys", "strips"]
-
-_STRIP_PIXELS = 1 << 21
-_SMALL_PIXELS = 1 << 22
+__all__ = ["Label", "MaskFile", "ObjectMasks", "mask_size", "merge_objects", "read_keys"]
 
 
 class Label(Protocol):
@@ -44,13 +41,6 @@ class Label(Protocol):
         objects : ndarray, shape (h, w), int32
             Numbers of separate objects, 0 elsewhere; all 0 if the label does not separate them.
         """
-
-
-def strips(height: int, width: int) -> Iterator[Window]:
-    """Yield full-width windows of about two million pixels, top to bottom."""
-    rows = max(1, _STRIP_PIXELS // width)
-    for row in range(0, height, rows):
-        yield Window(row, 0, min(rows, height - row), width)
 
 
 def _open_mask(path: str, page: int) -> Any:
@@ -222,6 +212,9 @@ def merge_objects(label: ObjectMasks, height: int, width: int, target: Path) -> 
         "driver": "GTiff", "height": height, "width": width, "count": 1, "dtype": "int32",
         "compress": "deflate", "tiled": True, "blockxsize": 256, "blockysize": 256,
     }  # fmt: skip
-    with ignoring(NotGeoreferencedWarning), rasterio.open(target, "w", **profile) as dataset:
-        dataset.write(label.read(Window(0, 0, height, width))[1], 1)
+    objects = label.read(Window(0, 0, height, width))[1]
+    temp = durable.temporary(target)  # several processes may each make it
+    with ignoring(NotGeoreferencedWarning), rasterio.open(temp, "w", **profile) as dataset:
+        dataset.write(objects, 1)
+    temp.replace(target)
     return MaskFile(str(target))

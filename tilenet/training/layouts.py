@@ -204,11 +204,13 @@ def _vector(folder: Path, config: TrainConfig) -> Found | None:
     for raster in rasters:
         ref = ImageRef(str(raster), 0, config.bands)
         try:
-            grid = open_image(ref).placed
+            image = open_image(ref)
         except InputError as error:
             found.problems.append(Problem(error.what, str(raster)))
             continue
-        if grid.crs_wkt is None or grid.transform is None:
+        grid = vectors.Grid.of(image.placed, image.height, image.width)
+        image.close()
+        if grid is None:
             found.problems.append(Problem("no CRS and transform to lay polygons over", str(raster)))
             continue
         label = vectors.Polygons(

@@ -21,6 +21,7 @@ COLOUR = 1 << 24
 """Added to a colour's 24 bits, so that colours and grey values are keys of one kind."""
 
 _MANY = 64
+_FEW_VALUES = 8
 _MIDDLE = 128
 _MAX_CLASSES = 254
 _FEW_FILES = 3
@@ -157,16 +158,22 @@ def read_palette(path: Path, names: Sequence[str] | None) -> Palette:
 
 def _from_many(counts: Counter[int], names: Sequence[str] | None) -> Palette:
     """Judge masks of many values: numbered objects, or grey levels around two."""
-    total = counts.total()
     if any(key >= COLOUR for key in counts):
         raise InputError(
             f"the masks hold {len(counts)} colours", "masks",
             "store them without loss, or map the colours in a --palette file",
         )  # fmt: skip
-    ends = sum(n for key, n in counts.items() if key < 64 or 192 <= key <= 255)
-    if max(counts) <= 255 and ends >= 0.8 * total and max(counts) >= 192:
+    # Blurred white stays mostly near white; of up to 255 numbered objects, few have high numbers.
+    bright = sum(n for key, n in counts.items() if key >= 192)
+    if max(counts) <= 255 and bright and 2 * bright >= sum(counts[k] for k in counts if k >= 32):
         return Palette(_named(names, 2), threshold=_MIDDLE)
     return Palette(_named(names, 2), objects=True)
+
+
+def _is_blurred(counts: Counter[int]) -> bool:
+    """Return whether nearly all pixels are near black or white, as a JPEG leaves them."""
+    ends = sum(n for key, n in counts.items() if key < 16 or 240 <= key <= NODATA)
+    return len(counts) > _FEW_VALUES and ends >= 0.9 * counts.total()
 
 
 def _few(
@@ -210,8 +217,7 @@ def find_palette(per_file: dict[str, Counter[int]], names: Sequence[str] | None)
         No reading makes sense.
     """
     counts: Counter[int] = sum(per_file.values(), Counter())
-    blurred = sum(192 <= key < NODATA for key in counts) > 1  # a JPEG's 0 to 9 and 246 to 255
-    if len(counts) > _MANY or (blurred and max(counts) <= NODATA):
+    if len(counts) > _MANY or _is_blurred(counts):
         return _from_many(counts, names)
     keys = _few({name: set(found) for name, found in per_file.items()}, counts, names)
     if keys == [NODATA] or not keys:

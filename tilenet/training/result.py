@@ -19,8 +19,6 @@ from tilenet.training.survey import PartSurvey
 
 __all__ = ["draft_card", "value_range", "write_model"]
 
-_LEAST_STD = 1e-6
-
 
 def value_range(dtype: str) -> tuple[float, float]:
     """Return the pixels' whole range for unsigned integers, else (0, 1): raw units."""
@@ -42,7 +40,7 @@ def draft_card(
     Parameters
     ----------
     config : TrainConfig
-        Mean and standard deviation, where they are given.
+        Mean and standard deviation, where they are given; further keys.
     data : DataSet
         Classes, bands, dtype.
     survey : PartSurvey
@@ -55,10 +53,9 @@ def draft_card(
         The model's.
     """
     lo, hi = value_range(data.dtype)
-    mean = config.mean or tuple(round(float(v), 8) for v in (survey.mean - lo) / (hi - lo))
-    std = config.std or tuple(
-        max(_LEAST_STD, round(float(v), 8)) for v in survey.std / (hi - lo)
-    )  # fmt: skip
+    mean = config.mean or tuple(float(f"{v:.8g}") for v in (survey.mean - lo) / (hi - lo))
+    # A constant band has no deviation; whatever it is divided by, it stays 0.
+    std = config.std or tuple(float(f"{v:.8g}") or 1.0 for v in survey.std / (hi - lo))
     document = {
         "schema": 1,
         "name": name,
@@ -71,12 +68,18 @@ def draft_card(
         "threshold": 0.5,
         "tile": config.tile,
         "overlap": config.tile // 4,
-    } | shape
+    }
+    document |= data.resolution | shape | config.card
     return parse_card(json.dumps(document).encode(), "tilenet.json", {})
 
 
 def write_model(
-    folder: Path, network: dict[str, Any], card: ModelCard, weights: dict[str, Tensor]
+    folder: Path,
+    network: dict[str, Any],
+    card: ModelCard,
+    weights: dict[str, Tensor],
+    *,
+    half: bool = False,
 ) -> None:
     """Write a model folder; the weights come last, so that it is whole or no model.
 
@@ -90,8 +93,12 @@ def write_model(
         `tilenet.json`.
     weights : dict of str to Tensor
         Float32, on any device.
+    half : bool
+        Write them as float16; predict computes as it does with the others.
     """
     contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
+    if half:
+        contiguous = {k: t.half() if t.is_floating_point() else t for k, t in contiguous.items()}
     document = card.model_dump(mode="json", by_alias=True, exclude_none=True)
     durable.write(folder / "config.json", (json.dumps(network, indent=2) + "\n").encode())
     durable.write(folder / "tilenet.json", (json.dumps(document, indent=2) + "\n").encode())

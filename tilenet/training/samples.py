@@ -1,15 +1,18 @@
-"""A labelled data set as the trainer sees it: samples, problems, the two parts."""
+"""A labelled data set as the trainer sees it: samples, what is broken among them, the two parts."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from tilenet.classes import ClassInfo
+from tilenet.errors import InputError
 from tilenet.geometry import Window
 from tilenet.training.images import ImageRef
 from tilenet.training.labels import Label
 
-__all__ = ["DataSet", "Found", "Problem", "Sample"]
+__all__ = ["BrokenDataError", "DataSet", "Found", "Parts", "Problem", "Sample"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,27 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.what}; {self.where}"
+
+
+class BrokenDataError(InputError):
+    """The data set is broken; `problems` names each place.
+
+    Parameters
+    ----------
+    problems : sequence of Problem
+        One line each.
+    where : object
+        The data set.
+    """
+
+    def __init__(self, problems: Sequence[Problem], where: object) -> None:
+        super().__init__(
+            f"{len(problems)} broken: {problems[0]}", where, "mend or remove what is named"
+        )
+        self.problems = tuple(problems)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.problems, self.where)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +119,8 @@ class DataSet:
     ----------
     layout : str
         In words.
-    train, val : tuple of Sample
-        The two parts.
+    samples : tuple of Sample
+        In order of their names.
     classes : tuple of ClassInfo
         In order.
     palette : tuple of str
@@ -105,15 +129,31 @@ class DataSet:
         Of every image.
     dtype : str
         Numpy name of the pixels.
-    split : str
-        How the parts were made, in words.
+    resolution : dict of str to float
+        `ground_resolution` or `mpp`, as in `tilenet.json`, where all images agree on it.
     """
 
     layout: str
-    train: tuple[Sample, ...]
-    val: tuple[Sample, ...]
+    samples: tuple[Sample, ...]
     classes: tuple[ClassInfo, ...]
     palette: tuple[str, ...]
     bands: int
     dtype: str
-    split: str
+    resolution: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The two parts of a data set.
+
+    Parameters
+    ----------
+    train, val : tuple of Sample
+        In order of their names.
+    words : str
+        How they were made.
+    """
+
+    train: tuple[Sample, ...]
+    val: tuple[Sample, ...]
+    words: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ class _Table:
     share: NDArray[np.float64]
 
 
-def _table(counts: Sequence[NDArray[np.int64]]) -> _Table | None:
+def _table(counts: Sequence[NDArray[np.signedinteger[Any]]]) -> _Table | None:
     parts = [(np.full(n.size, k), *np.unravel_index(range(n.size), n.shape), n.ravel())
              for k, n in enumerate(counts)]  # fmt: skip
     sample, row, col, pixels = (np.concatenate(column) for column in zip(*parts, strict=True))

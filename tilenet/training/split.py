@@ -12,8 +12,8 @@ from tilenet.classes import NODATA
 from tilenet.errors import InputError
 from tilenet.geometry import Window
 from tilenet.training.config import TrainConfig
-from tilenet.training.labels import strips
-from tilenet.training.samples import Sample
+from tilenet.training.pieces import pieces
+from tilenet.training.samples import Parts, Sample
 
 __all__ = ["split_samples"]
 
@@ -38,11 +38,7 @@ def _by_hash(samples: Sequence[Sample], config: TrainConfig) -> set[str]:
 
 
 def _labelled(sample: Sample, window: Window) -> int:
-    pixels = 0
-    for strip in strips(window.height, window.width):
-        part = Window(window.row + strip.row, window.col, strip.height, strip.width)
-        pixels += int((sample.label.read(part)[0] != NODATA).sum())
-    return pixels
+    return sum(int((sample.label.read(p)[0] != NODATA).sum()) for p in pieces(window))
 
 
 def _blocks(sample: Sample, tile: int) -> list[tuple[Sample, int]]:
@@ -85,17 +81,8 @@ def _by_block(
     return train, val, words
 
 
-def split_samples(
-    samples: Sequence[Sample], config: TrainConfig
-) -> tuple[list[Sample], list[Sample], str]:
+def split_samples(samples: Sequence[Sample], config: TrainConfig) -> Parts:
     """Split checked samples into a training and a validation part.
-
-    Returns
-    -------
-    train, val : list of Sample
-        In order of their names.
-    words : str
-        How.
 
     Raises
     ------
@@ -123,5 +110,5 @@ def split_samples(
             config.data,
             "give more images, or --split block",
         )
-    key = lambda sample: sample.name  # noqa: E731
-    return sorted(train, key=key), sorted(val, key=key), words
+    train, val = (sorted(part, key=lambda s: s.name) for part in (train, val))
+    return Parts(tuple(train), tuple(val), words)

@@ -12,7 +12,7 @@ from tilenet import durable
 from tilenet.errors import UsageError
 from tilenet.training.config import Track
 
-__all__ = ["Tracker", "open_tracker", "write_history"]
+__all__ = ["Silent", "Tracker", "open_tracker", "write_history"]
 
 
 class Tracker(Protocol):
@@ -35,9 +35,11 @@ def write_history(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
     durable.write(path, text.getvalue().encode())
 
 
-class _Silent:
+class Silent:
+    """Leaves it to metrics.csv."""
+
     def log(self, row: Mapping[str, Any]) -> None:
-        """Leave it to metrics.csv."""
+        """Write nothing."""
 
     def close(self) -> None:
         """Nothing is open."""
@@ -109,4 +111,4 @@ def open_tracker(track: Track, out: Path, parameters: Mapping[str, Any], done: i
         return _TensorBoard(out / "tensorboard", done)
     if track is Track.MLFLOW:
         return _MlFlow(out / "mlruns", parameters)
-    return _Silent()
+    return Silent()

@@ -17,8 +17,9 @@ from tilenet.classes import NODATA, ClassInfo
 from tilenet.geometry import Window
 from tilenet.quiet import ignoring
 from tilenet.training.images import ImageRef, open_image, strict_reading
-from tilenet.training.labels import read_keys, strips
+from tilenet.training.labels import read_keys
 from tilenet.training.metrics import confusion
+from tilenet.training.pieces import pieces
 from tilenet.training.samples import Sample
 
 __all__ = ["Judged", "compare_samples", "staged_images"]
@@ -54,9 +55,9 @@ def _export_page(ref: ImageRef, target: Path) -> None:
         "dtype": image.dtype,
     }  # fmt: skip
     with ignoring(NotGeoreferencedWarning), rasterio.open(target, "w", **profile) as dataset:
-        for strip in strips(image.height, image.width):
-            where = ((strip.row, strip.row_stop), (strip.col, strip.col_stop))
-            dataset.write(image.read(strip)[0], window=where)
+        for piece in pieces(Window(0, 0, image.height, image.width)):
+            where = ((piece.row, piece.row_stop), (piece.col, piece.col_stop))
+            dataset.write(image.read(piece)[0], window=where)
     image.close()
 
 
@@ -78,9 +79,7 @@ def staged_images(samples: Sequence[Sample]) -> Iterator[dict[ImageRef, Path]]:
 def _judge(sample: Sample, mask: Path, classes: int) -> Judged:
     image = open_image(sample.image)
     total = np.zeros((classes, classes + 1), np.int64)
-    extent = sample.extent
-    for strip in strips(extent.height, extent.width):
-        window = Window(extent.row + strip.row, extent.col, strip.height, strip.width)
+    for window in pieces(sample.extent):
         truth = sample.label.read(window)[0]
         with strict_reading():
             _, valid = image.read(window)
