@@ -71,6 +71,9 @@ def valid_model(folder, levels=3):
     torch.manual_seed(0)
     widths = [4, 8, 16][:levels]
     network = ClassicUNet(3, 1, padding="valid", widths=widths)
+    torch.nn.init.constant_(network.head.bias, -0.1)  # where no unit is active: not at the edge
+    with torch.no_grad():
+        network.head.weight *= -20  # answers well on both sides of it
     document = {
         "schema": 1, "classes": [{"id": 0, "name": "a"}, {"id": 1, "name": "b"}], "bands": 3,
         "value_range": [0, 255], "mean": [0.4], "std": [0.3], "activation": "sigmoid", "tile": 64,
@@ -128,8 +131,27 @@ def test_a_valid_unet_is_trained(tmp_path):
     assert result.metrics["validation"]["accuracy"] is not None
 
 
-def tiny(**keys):
-    return TrainConfig(data=".", encoder="tu-test_vit", **keys)
+def test_a_network_of_smp_is_trained_and_run(tmp_path):
+    config = TrainConfig(
+        data=labelled.pairs(tmp_path / "d"), arch="unetplusplus", encoder="tu-test_convnext",
+        tile=32, batch_size=2, epochs=1, steps=1, workers=0, device="cpu", precision="fp32",
+        engine_images=1,
+    )  # fmt: skip
+    train(config, tmp_path / "model")
+    stored = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert stored["encoder_weights"] is None
+    assert stored["_model_class"] == "unetplusplus"
+    card = json.loads((tmp_path / "model" / "tilenet.json").read_text())
+    assert card["divisor"] == 32
+
+
+def test_a_dense_encoder_learns():
+    config = TrainConfig(data=".", encoder="densenet121")
+    network = new_network(config, network_config(config, 4, 3))
+    logits = network(torch.randn(2, 4, 32, 32))
+    assert logits.shape == (2, 3, 32, 32)
+    logits.square().mean().backward()
+    assert all(p.grad is not None for p in network.parameters())
 
 
 @pytest.mark.parametrize(

@@ -209,11 +209,94 @@ def test_evaluate_a_model_and_folders_agree(finished, cli, tmp_path):
     assert again["accuracy"] == found["accuracy"]
 
 
+def test_evaluate_needs_no_second_image(finished, cli, tmp_path):
+    data, model = finished
+    for kind in ("images", "masks"):
+        (tmp_path / "one" / kind).mkdir(parents=True)
+        (tmp_path / "one" / kind / "i3.png").write_bytes((data / kind / "i3.png").read_bytes())
+    done = cli("evaluate", "--model", model, "--data", tmp_path / "one", "--json")
+    assert done.code == 0, done.err
+    [image] = json.loads(done.out)["per_image"]
+    assert image["image"] == "i3"
+    mask = tmp_path / "mask.zarr"
+    assert cli("predict", data / "images" / "i3.png", "--out", mask, "--model", model).code == 0
+    done = cli("evaluate", "--pred", mask, "--truth", data / "masks" / "i3.png", "--json")
+    assert json.loads(done.out)["mean_iou"] == image["mean_iou"]
+
+
 def test_tensorboard_takes_the_course(finished, tmp_path):
     data, model = finished
     train(TrainConfig(data=data, **TINY, track="tensorboard"), tmp_path / "model")
     assert list((tmp_path / "model" / "tensorboard").iterdir())
     assert digest(tmp_path / "model") == digest(model)
+
+
+def test_changed_data_are_not_gone_on_with(tmp_path):
+    data = labelled.pairs(tmp_path / "data")
+
+    class StopError(Exception):
+        pass
+
+    def stop(done, _all, _shown):
+        if done == 4:
+            raise StopError
+
+    with pytest.raises(StopError):
+        train(TrainConfig(data=data, **TINY), tmp_path / "model", progress=stop)
+    Image.fromarray(labelled.rgb(labelled.disc(9)[0])).save(data / "images" / "i2.png")
+    with pytest.raises(OutputError, match="data have changed"):
+        train(TrainConfig(data=data, **TINY), tmp_path / "model", resume=True)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(cli, tmp_path):
+    data = labelled.pairs(tmp_path / "data")
+    done = cli(
+        "train", data, "--out", tmp_path / "model", *FLAGS, "--lr", "1e30", "--set", "clip=0"
+    )
+    assert done.code == 4
+    assert "the loss is not finite at step" in done.err
+
+
+def test_half_weights_are_half_the_size(finished, cli, tmp_path):
+    data, model = finished
+    train(TrainConfig(data=data, half_weights=True, **TINY), tmp_path / "half")
+    sizes = [(m / "model.safetensors").stat().st_size for m in (tmp_path / "half", model)]
+    assert sizes[0] < 0.65 * sizes[1]
+    done = cli("info", tmp_path / "half", "--json")
+    assert done.code == 0, done.err
+
+
+def test_missing_extra_is_one_line(cli, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    done = cli("train", tmp_path, "--out", tmp_path / "model")
+    assert done.code == 2
+    assert len(done.err.splitlines()) == 1
+    assert "training needs the extra train; accelerate is not installed" in done.err
+    monkeypatch.setitem(sys.modules, "geopandas", None)
+    data = tmp_path / "polygons"
+    data.mkdir()
+    (data / "p.geojson").write_text("{}")
+    Image.new("RGB", (64, 64)).save(data / "a.png")
+    done = cli("evaluate", "--model", "nuclei", "--data", data)
+    assert done.code == 2
+    assert "polygons need the extra vector" in done.err
+
+
+def test_two_processes_train_one_model(finished, tmp_path, environment):
+    data, model = finished
+    out = tmp_path / "model"
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    line = [sys.executable, *launch, "-m", "tilenet", "train", data, "--out", out, *map(str, FLAGS)]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{out}\n"  # one of them speaks
+    assert done.stderr.count("epoch 3 of 3") == 1
+    # The same windows, so nearly the same course: batches are split, their losses averaged.
+    losses = [
+        [float(row.split(",")[3]) for row in (m / "metrics.csv").read_text().splitlines()[1:]]
+        for m in (out, model)
+    ]
+    np.testing.assert_allclose(*losses, atol=0.15)
 
 
 @pytest.mark.parametrize("schedule", ["plateau", "constant"])

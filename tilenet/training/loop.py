@@ -216,11 +216,12 @@ class Trainer:
         state, schedule = self.state, self.schedule
         scores = self._validate(judge)
         dice = scores.object_dice
+        loss = torch.tensor(state.loss_sum / schedule.steps, device=self._accelerator.device)
         row = {
             "epoch": epoch,
             "step": state.step,
             "lr": schedule.rate(state.step - 1, state.factor),
-            "loss": round(state.loss_sum / schedule.steps, 6),
+            "loss": round(float(self._accelerator.reduce(loss, "mean")), 6),
             "val_dice": round(dice, 6),
             "val_mean_dice": round(scores.mean(scores.dice), 6),
             "val_mean_iou": round(scores.mean(scores.iou), 6),
