@@ -150,7 +150,7 @@ def nuclei(bench: Bench) -> Iterator[Row]:
 def membranes(bench: Bench) -> Iterator[Row]:
     metrics = bench.train(
         "membranes", bench.data / "isbi2012_em", *bench.pretrained(),
-        "--classes", "membrane,interior", "--epochs", 8, "--steps", 40, "--batch-size", 8,
+        "--classes", "membrane,interior", "--epochs", 5, "--steps", 35, "--batch-size", 8,
         "--set", "elastic=6.0", "--set", "rotate=20.0",
     )  # fmt: skip
     yield "Dice of the interior, held out", metrics["validation"]["classes"][1]["dice"], ">= 0.95"
@@ -160,7 +160,7 @@ def membranes(bench: Bench) -> Iterator[Row]:
 def buildings(bench: Bench) -> Iterator[Row]:
     metrics = bench.train(
         "buildings", bench.data / "hot_fair_buildings", *bench.pretrained(),
-        "--classes", "ground,building", "--epochs", 10, "--steps", 30, "--batch-size", 8,
+        "--classes", "ground,building", "--epochs", 6, "--steps", 30, "--batch-size", 8,
     )  # fmt: skip
     yield "IoU of buildings, held out", metrics["validation"]["classes"][1]["iou"], ">= 0.60"
     yield from figures(metrics)
@@ -172,7 +172,7 @@ def sandstone(bench: Bench) -> Iterator[Row]:
     for name, extra in (("sandstone-plain", ()), ("sandstone-balanced", ("--balance",))):
         metrics = bench.train(
             name, bench.data / "sandstone_ct_multiclass", *bench.pretrained(),
-            "--epochs", 4, "--steps", 30, "--batch-size", 8, "--loss", "ce", *extra,
+            "--epochs", 4, "--steps", 25, "--batch-size", 8, "--loss", "ce", *extra,
         )  # fmt: skip
         scores[name] = metrics["validation"]["mean_iou"]
     plain, balanced = scores.values()
@@ -184,7 +184,7 @@ def classic(bench: Bench) -> Iterator[Row]:
     """Train the 31 million parameter U-Net at 128² pixels for five epochs, as its users do."""
     metrics = bench.train(
         "classic", bench.nuclei, "--arch", "classic-unet", "--tile", 128, "--batch-size", 8,
-        "--epochs", 5, "--steps", 80, "--lr", "0.0003",
+        "--epochs", 5, "--steps", 50, "--lr", "0.0003",
     )  # fmt: skip
     yield "parameters", metrics["parameters"], "= 31031745"
     yield "Dice of nuclei, held out", metrics["validation"]["object_dice"], ""

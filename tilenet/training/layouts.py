@@ -19,7 +19,7 @@ from tilenet.training.samples import Found, Problem, Sample
 __all__ = ["find_samples", "mask_stem"]
 
 _MASK_WORD = re.compile(
-    r"(masks?|labels?|annot\w*|truth|response|segm\w*)|(^|[_\-])(gt|seg)([_\-]|$)", re.I
+    r"(masks?|(?<!un)labels?|annot\w*|truth|response|segm\w*)|(^|[_\-])(gt|seg)([_\-]|$)", re.I
 )
 _MASK_SUFFIX = re.compile(r"[_\-. ](masks?|labels?|gt|seg|segmentation|annotation)$", re.I)
 _AREA_WORD = re.compile(r"(location|area|aoi|labell?ed|extent)", re.I)
