@@ -179,15 +179,25 @@ def train(
             if known is None:
                 run_folder.check_free(out, overwrite=overwrite)
             try:
-                found = take_in(known or config, out / "cache")
-                work = prepare_work(known or config, found, out.absolute().name)
-                if known is None:
-                    run_folder.begin(out, work.config)
-                processes.wait()
-                state = _fit(work, out, processes, notify)
-                return _finish(work, state, out)
+                return _train_first(config, known, out, processes, notify)
             finally:
                 run_folder.tidy(out)
+
+
+def _train_first(
+    config: TrainConfig,
+    known: TrainConfig | None,
+    out: Path,
+    processes: Processes,
+    progress: Progress,
+) -> TrainResult:
+    """Train in the process that writes; `known` is the configuration of the run gone on with."""
+    found = take_in(known or config, out / "cache")
+    work = prepare_work(known or config, found, out.absolute().name)
+    if known is None:
+        run_folder.begin(out, work.config)
+    processes.wait()
+    return _finish(work, _fit(work, out, processes, progress), out)
 
 
 def _train_along(

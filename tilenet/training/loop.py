@@ -36,7 +36,7 @@ __all__ = ["BEST", "LAST", "Progress", "Trainer"]
 LAST, BEST = "checkpoints/last.pt", "checkpoints/best.pt"
 
 _logger = logging.getLogger(__name__)
-_CHECKPOINT_SECONDS = 600.0
+_CHECKPOINT_SECONDS = 120.0
 _PREFETCHED_BATCHES = 4
 
 Progress = Callable[[int, int, dict[str, float]], None]

@@ -26,6 +26,7 @@ __all__ = ["write_report"]
 
 _PICTURES = 3
 _MOST_PIXELS = 512
+_MOST_TEXT = 20_000
 _WIDTH, _HEIGHT, _PAD = 640, 240, 44
 _COLOURS = ("#0072b2", "#d55e00", "#009e73")
 _STYLE = """
@@ -135,6 +136,33 @@ def _pictures(judged: Sequence[Judged], classes: Sequence[ClassInfo]) -> list[st
     return parts
 
 
+def _validation(scores: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [c["name"], c["dice"], c["iou"], c["precision"], c["recall"]] for c in scores["classes"]
+    ]
+    rows.append(["mean", scores["mean_dice"], scores["mean_iou"], None, None])
+    return [
+        "<h2>Validation</h2><p>Whole images through the predict engine, tiled and blended.</p>",
+        _table(["class", "Dice", "IoU", "precision", "recall"], rows),
+        f"<p>Accuracy {_text(scores['accuracy'])}.</p>",
+    ]
+
+
+def _data(data: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    parts = [
+        [name, part["images"], part["pixels"], *part["class_pixels"], part["ignored"]]
+        for name, part in (("train", data["train"]), ("validation", data["val"]))
+    ]
+    bands = zip(range(1, len(data["mean"]) + 1), data["mean"], data["std"], strict=True)
+    palette = "\n".join(data["palette"])
+    return [
+        f"<h2>Data</h2><p>{_text(data['layout'])}; {_text(data['split'])}.</p>",
+        _table(["part", "images", "pixels", *names, "ignored"], parts),
+        _table(["band", "mean", "deviation"], bands),
+        f"<pre>{_text(palette)}</pre>" if palette else "",
+    ]
+
+
 def write_report(
     path: Path,
     metrics: Mapping[str, Any],
@@ -160,40 +188,18 @@ def write_report(
     recipe : str
         `train.toml`.
     """
-    data, scores = metrics["data"], metrics["validation"]
-    names = [c.name for c in classes]
     parts = [
         f"<h1>{_text(metrics['name'])}</h1>",
         f"<p>{_text(metrics['summary'])}</p>",
-        "<h2>Validation</h2><p>Whole images through the predict engine, tiled and blended.</p>",
-        _table(
-            ["class", "Dice", "IoU", "precision", "recall"],
-            [
-                [c["name"], c["dice"], c["iou"], c["precision"], c["recall"]]
-                for c in scores["classes"]
-            ]
-            + [["mean", scores["mean_dice"], scores["mean_iou"], None, None]],
-        ),
-        f"<p>Accuracy {_text(scores['accuracy'])}.</p><h2>Course</h2>",
+        *_validation(metrics["validation"]),
+        "<h2>Course</h2>",
         _curve(history, ["loss"], "loss"),
         _curve(history, ["val_dice", "val_mean_iou", "val_accuracy"], "validation"),
-        f"<h2>Data</h2><p>{_text(data['layout'])}; {_text(data['split'])}.</p>",
-        _table(
-            ["part", "images", "pixels", *names, "ignored"],
-            [
-                [part, data[part]["images"], data[part]["pixels"], *data[part]["class_pixels"],
-                 data[part]["ignored"]]
-                for part in ("train", "val")
-            ],
-        ),
-        _table(["band", "mean", "std"], zip(
-            range(1, len(data["mean"]) + 1), data["mean"], data["std"], strict=True
-        )),
-        f"<pre>{_text(chr(10).join(data['palette']))}</pre>" if data["palette"] else "",
+        *_data(metrics["data"], [c.name for c in classes]),
         *_pictures(judged, classes),
         f"<h2>Recipe</h2><pre>{_text(recipe)}</pre>",
-        f"<h2>All figures</h2><pre>{_text(json.dumps(metrics, indent=1)[:20000])}</pre>",
-    ]  # fmt: skip
+        f"<h2>All figures</h2><pre>{_text(json.dumps(metrics, indent=1)[:_MOST_TEXT])}</pre>",
+    ]
     body = "\n".join(parts)
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
