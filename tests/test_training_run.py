@@ -51,7 +51,7 @@ def test_folder_holds_what_the_readme_says(finished):
         "config.json", "tilenet.json", "model.safetensors", "train.toml", "metrics.json",
         "metrics.csv", "report.html", "checkpoints",
     }  # fmt: skip
-    assert not (model / "cache").exists()
+    assert not (model / ".tilenet-cache").exists()
     metrics = json.loads((model / "metrics.json").read_text())
     assert metrics["steps"] == 9
     assert 0 <= metrics["data_wait_share"] <= 1
@@ -138,6 +138,7 @@ def test_a_finished_run_is_not_replaced(finished, tmp_path):
     (tmp_path / "foreign" / "thesis.txt").write_text("x")
     with pytest.raises(OutputError, match="not of a run"):
         train(config, tmp_path / "foreign", overwrite=True)
+    assert [p.name for p in (tmp_path / "foreign").iterdir()] == ["thesis.txt"]
 
 
 def test_broken_pairs_print_one_line_each(cli, tmp_path):
@@ -163,6 +164,8 @@ def test_broken_pairs_print_one_line_each(cli, tmp_path):
         (["--set", "nonsense=1"], 2),
         (["--encoder-weights", "missing.pth", "--arch", "unet"], 4),
         (["--classes", "a,b,c,d"], 2),
+        (["--class-weights", "auto", "--loss", "lovasz"], 2),
+        (["--border-w0", "10", "--loss", "dice"], 2),
     ],
 )
 def test_wrong_options(flags, code, cli, tmp_path):

@@ -178,10 +178,7 @@ def train(
             known = run_folder.resumed_config(out, config, given) if resume else None
             if known is None:
                 run_folder.check_free(out, overwrite=overwrite)
-            try:
-                return _train_first(config, known, out, processes, notify)
-            finally:
-                run_folder.tidy(out)
+            return _train_first(config, known, out, processes, notify)
 
 
 def _train_first(
@@ -192,7 +189,7 @@ def _train_first(
     progress: Progress,
 ) -> TrainResult:
     """Train in the process that writes; `known` is the configuration of the run gone on with."""
-    found = take_in(known or config, out / "cache")
+    found = take_in(known or config, out / run_folder.CACHE)
     work = prepare_work(known or config, found, out.absolute().name)
     if known is None:
         run_folder.begin(out, work.config)
@@ -205,7 +202,7 @@ def _train_along(
 ) -> TrainResult:
     """Train in a process that writes nothing of the result."""
     known = run_folder.resumed_config(out, config, given) if resume else None
-    found = take_in(known or config, out / "cache")
+    found = take_in(known or config, out / run_folder.CACHE)
     work = prepare_work(known or config, found, out.absolute().name)
     processes.wait()
     _fit(work, out, processes, lambda _done, _all, _shown: None)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import platform
 import shutil
 import signal
@@ -28,7 +29,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+import inputs
 
 from tilenet.models.session import cores
 
@@ -231,9 +236,41 @@ def rerun(bench: Bench) -> Iterator[Row]:
     yield "identical weights", float(_same(bench, "kill-undisturbed", "rerun")), "= 1"
 
 
+def large(bench: Bench) -> Iterator[Row]:
+    """Train on one raster and its label raster, 16 times as large the second time."""
+    for side in (2048, 8192):
+        folder = bench.work / f"data-large-{side}"
+        folder.mkdir(exist_ok=True)
+        source = inputs.raster(bench.work, side, "deflate")
+        if not (folder / "scene_label.tif").exists():
+            shutil.copy(source, folder / "scene.tif")
+            _label(folder / "scene.tif", folder / "scene_label.tif")
+        out = bench.work / f"large-{side}"
+        shutil.rmtree(out, ignore_errors=True)
+        process = bench.start(
+            out.name, folder, "--arch", "classic-unet", "--set", "options={widths=[8, 16]}",
+            "--epochs", 1, "--steps", 20, "--set", "workers=0",
+        )  # fmt: skip
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise SystemExit(f"see {out}.log")
+        goal = "about the same for both" if side > 2048 else ""
+        yield f"peak memory at {side}² pixels, MiB", usage.ru_maxrss / 1024, goal
+
+
+def _label(image: Path, target: Path) -> None:
+    """Write where an image is dark, strip by strip."""
+    with rasterio.open(image) as source:
+        profile = source.profile | {"count": 1, "compress": "deflate", "photometric": None}
+        with rasterio.open(target, "w", **profile) as dataset:
+            for _, window in source.block_windows(1):
+                dark = source.read(2, window=window) < 128
+                dataset.write(dark.astype(np.uint8), 1, window=window)
+
+
 EXPERIMENTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "nuclei": nuclei, "forms": forms, "buildings": buildings, "membranes": membranes,
-    "sandstone": sandstone, "classic": classic, "kills": kills, "rerun": rerun,
+    "sandstone": sandstone, "classic": classic, "kills": kills, "rerun": rerun, "large": large,
 }  # fmt: skip
 
 

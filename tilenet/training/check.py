@@ -20,6 +20,7 @@ from tilenet.training.palette import Palette, find_palette, key_name, read_palet
 from tilenet.training.parallel import in_parallel
 from tilenet.training.pieces import pieces
 from tilenet.training.samples import BrokenDataError, DataSet, Problem, Sample
+from tilenet.training.vectors import Polygons
 
 __all__ = ["check_data"]
 
@@ -87,7 +88,14 @@ def _pixel_size(place: Georeference) -> tuple[str, float] | None:
 
 def _resolution(inspected: Sequence[_Inspected]) -> dict[str, float]:
     """Return the resolution that all images share, as a card's key."""
-    sizes = [_pixel_size(i.image.placed) for i in inspected if i.image is not None]
+    sizes = [
+        # Only polygons make a name like 2018-05-12 a place on a map.
+        _pixel_size(
+            i.image.placed if isinstance(i.sample.label, Polygons) else i.image.georeference
+        )
+        for i in inspected
+        if i.image is not None
+    ]
     known = [size for size in sizes if size is not None]
     if not known or len(known) < len(sizes) or len({key for key, _ in known}) > 1:
         return {}

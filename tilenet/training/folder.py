@@ -13,19 +13,23 @@ from tilenet import durable
 from tilenet.errors import OutputError
 from tilenet.training.config import TrainConfig, dump_toml, load_train_config
 
-__all__ = ["begin", "check_free", "locked", "resumed_config", "tidy"]
+__all__ = ["CACHE", "begin", "check_free", "locked", "resumed_config"]
 
-_RECIPE = "train.toml"
-_RESULTS = ("config.json", "tilenet.json", "model.safetensors")
-_OURS = (
-    "train.toml", "checkpoints", "cache", "validation", "tensorboard", "mlruns", "metrics.csv",
-    "metrics.json", "report.html", ".lock", *_RESULTS,
+CACHE = ".tilenet-cache"
+"""Folder in a run's folder for what is made again at will."""
+
+_RECIPE, _LOCK = "train.toml", ".tilenet-lock"
+_RESULTS = (
+    "config.json", "tilenet.json", "model.safetensors", "checkpoints", "validation", "tensorboard",
+    "mlruns", "metrics.csv", "metrics.json", "report.html",
 )  # fmt: skip
 
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Hold a run's folder, which is made if need be, against a second process.
+
+    Where no run has begun in it, nothing of ours is left in it.
 
     Raises
     ------
@@ -34,17 +38,24 @@ def locked(out: Path) -> Iterator[None]:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        fd = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        fd = os.open(out / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except (FileExistsError, NotADirectoryError) as error:
         raise OutputError("not a folder", out, "choose another --out") from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
     except BlockingIOError as error:
+        os.close(fd)
         raise OutputError(
             "another run works on it", out, "wait, or choose another --out"
         ) from error
+    try:
+        yield
     finally:
+        shutil.rmtree(out / CACHE, ignore_errors=True)
+        if not (out / _RECIPE).is_file():
+            (out / _LOCK).unlink(missing_ok=True)
+            if not any(out.iterdir()):
+                out.rmdir()
         os.close(fd)
 
 
@@ -79,7 +90,7 @@ def resumed_config(out: Path, config: TrainConfig, given: frozenset[str]) -> Tra
 def check_free(out: Path, *, overwrite: bool) -> None:
     """Raise OutputError unless a new run may begin in `out`."""
     known = (out / _RECIPE).is_file()
-    others = [p.name for p in out.iterdir() if p.name not in _OURS or p.name in _RESULTS]
+    others = [p.name for p in out.iterdir() if p.name not in (CACHE, _LOCK)]
     if not known and others:
         raise OutputError(
             f"the folder holds {others[0]}, not of a run", out, "choose another --out"
@@ -91,21 +102,12 @@ def check_free(out: Path, *, overwrite: bool) -> None:
 
 
 def begin(out: Path, config: TrainConfig) -> None:
-    """Clear `out` of an earlier run and write the recipe of this one."""
-    for name in _OURS:
+    """Clear `out` of an earlier run and write the recipe of this one over the earlier one's."""
+    for name in _RESULTS:
         path = out / name
         if path.is_dir():
-            if name != "cache":  # this run's labels lie there already
-                shutil.rmtree(path)
-        elif name != ".lock":
+            shutil.rmtree(path)
+        else:
             path.unlink(missing_ok=True)
     (out / "checkpoints").mkdir()
     durable.write(out / _RECIPE, dump_toml(config).encode())
-
-
-def tidy(out: Path) -> None:
-    """Remove what can be made again; the folder too, if nothing has begun in it."""
-    shutil.rmtree(out / "cache", ignore_errors=True)
-    if [p.name for p in out.iterdir()] == [".lock"]:
-        (out / ".lock").unlink()
-        out.rmdir()

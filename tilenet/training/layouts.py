@@ -197,10 +197,12 @@ def _vector(folder: Path, config: TrainConfig) -> Found | None:
     ) if folder.is_dir() else [folder]  # fmt: skip
     if not rasters:
         return None
-    names = config.classes[1:] if config.class_column and config.classes else None
-    names = names or vectors.read_classes(str(path), config.class_column)
+    present = vectors.read_classes(str(path), config.class_column)
+    names = config.classes[1:] if config.class_column and config.classes else present
     within = f", labelled inside {area.name}" if area else ""
     found = Found(f"rasters and polygons of {path.name}{within}", class_names=names)
+    for name in sorted(set(present) - set(names)):
+        found.problems.append(Problem(f"polygons of {name}: outside the classes", str(path)))
     for raster in rasters:
         ref = ImageRef(str(raster), 0, config.bands)
         try:

@@ -16,7 +16,10 @@ from torch.nn import functional as F
 
 from tilenet.classes import NODATA
 
-__all__ = ["Loss", "auto_class_weights"]
+__all__ = ["Loss", "auto_class_weights", "takes_border", "takes_class_weights"]
+
+
+_PER_PIXEL = ("bce", "ce")
 
 
 def auto_class_weights(pixels: Sequence[int]) -> list[float]:
@@ -29,6 +32,16 @@ def auto_class_weights(pixels: Sequence[int]) -> list[float]:
     raw = [(n if n > 0 else min(some)) ** -0.5 for n in pixels]
     mean = sum(raw) / len(raw)
     return [value / mean for value in raw]
+
+
+def takes_class_weights(name: str, channels: int) -> bool:
+    """Return whether class weights change a loss: SMP's regional losses know them for K > 1."""
+    return name in _PER_PIXEL or (channels > 1 and name != "lovasz")
+
+
+def takes_border(name: str) -> bool:
+    """Return whether border weights change a loss: those that are sums over pixels."""
+    return name in _PER_PIXEL
 
 
 def _per_pixel(logits: Tensor, target: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -121,7 +134,7 @@ def _term(name: str, channels: int, weights: list[float] | None) -> nn.Module:
         return _Binary(tensor)
     mode = "binary" if channels == 1 else "multiclass"
     options: dict[str, Any] = {"mode": mode, "ignore_index": NODATA}
-    if channels > 1 and name != "lovasz":
+    if takes_class_weights(name, channels):
         options["class_weights"] = weights
     if name == "focal":
         return _Focal(smp.losses.FocalLoss(**options))

@@ -12,7 +12,7 @@ from tilenet.errors import UsageError
 from tilenet.models.card import ModelCard
 from tilenet.training.config import TrainConfig
 from tilenet.training.intake import Intake
-from tilenet.training.losses import auto_class_weights
+from tilenet.training.losses import auto_class_weights, takes_border, takes_class_weights
 from tilenet.training.network import (
     context_of,
     divisor_of,
@@ -80,6 +80,17 @@ def _class_weights(config: TrainConfig, found: Intake) -> list[float] | None:
     return list(config.class_weights)
 
 
+def _check_loss(config: TrainConfig, channels: int, class_weights: list[float] | None) -> None:
+    """Raise UsageError where weights are asked for that no term of the loss knows."""
+    names = [name for _, name in config.loss_terms(channels)]
+    if class_weights is not None and not any(takes_class_weights(n, channels) for n in names):
+        raise UsageError(
+            "the loss takes no class weights", "--class-weights", "add bce or ce to it"
+        )
+    if config.border_w0 and not any(takes_border(n) for n in names):
+        raise UsageError("the loss takes no border weights", "--border-w0", "add bce to it")
+
+
 def _activation(config: TrainConfig, classes: int) -> Activation:
     if config.activation == "auto":
         return "sigmoid" if classes == 2 else "softmax"
@@ -114,7 +125,9 @@ def prepare_work(config: TrainConfig, found: Intake, name: str) -> Work:
     classes = len(found.data.classes)
     activation = _activation(config, classes)
     class_weights = _class_weights(config, found)
-    arguments = network_config(config, found.data.bands, 1 if activation == "sigmoid" else classes)
+    channels = 1 if activation == "sigmoid" else classes
+    _check_loss(config, channels, class_weights)
+    arguments = network_config(config, found.data.bands, channels)
     network = new_network(config, arguments)
     divisor, margin = divisor_of(network), margin_of(network)
     if config.tile % divisor:
