@@ -7,6 +7,7 @@ import torch
 
 from tilenet.geometry import Georeference, Window
 from tilenet.train_api import train
+from tilenet.training.check import check_data
 from tilenet.training.config import TrainConfig
 from tilenet.training.datasets import TrainWindows, ValWindows, WindowReader
 from tilenet.training.images import ImageRef
@@ -62,6 +63,14 @@ def test_card_has_what_the_training_part_shows(tmp_path):
     assert card.model_dump()["license"] == "CC0"
     with pytest.raises(ValueError, match="training itself decides mean"):
         TrainConfig(data=".", card={"mean": 0})
+
+
+def test_a_date_is_no_place_on_a_map(tmp_path):
+    data = labelled.pairs(tmp_path / "d")
+    for kind in ("images", "masks"):
+        for k in range(6):
+            (data / kind / f"i{k}.png").rename(data / kind / f"2018-05-{10 + k}.png")
+    assert check_data(TrainConfig(data=data), tmp_path / "cache").resolution == {}
 
 
 def rare(folder):

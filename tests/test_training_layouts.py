@@ -107,6 +107,21 @@ def test_polygon_classes_by_column(tmp_path):
     assert (survey.class_pixels > 0).all()
 
 
+def test_polygons_of_an_unknown_class_are_named(tmp_path):
+    data = labelled.vector(tmp_path / "d")
+    config = TrainConfig(data=data, class_column="kind", classes=("ground", "a"))
+    with pytest.raises(BrokenDataError, match="polygons of b: outside the classes"):
+        check_data(config, tmp_path / "cache")
+
+
+def test_folders_of_unlabelled_images_are_left_alone(tmp_path):
+    data = labelled.pairs(tmp_path / "d")
+    (data / "unlabelled").mkdir()
+    Image.new("RGB", (8, 8)).save(data / "unlabelled" / "u.png")
+    found = find_samples(TrainConfig(data=data))
+    assert (len(found.samples), found.problems) == (6, [])
+
+
 def test_slippy_map_tiles_have_a_place(tmp_path):
     from tilenet.training.images import ImageRef, open_image
 

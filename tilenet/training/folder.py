@@ -21,7 +21,7 @@ CACHE = ".tilenet-cache"
 _RECIPE, _LOCK = "train.toml", ".tilenet-lock"
 _RESULTS = (
     "config.json", "tilenet.json", "model.safetensors", "checkpoints", "validation", "tensorboard",
-    "mlruns", "metrics.csv", "metrics.json", "report.html",
+    "mlruns", "mlflow.db", "metrics.csv", "metrics.json", "report.html",
 )  # fmt: skip
 
 

@@ -51,7 +51,7 @@ class _TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise UsageError(
-                "TensorBoard is not installed", "--track", "pip install tensorboard"
+                "TensorBoard is not installed", "--track", "pip install tilenet[train]"
             ) from error
         self._writer: Any = SummaryWriter(str(folder), purge_step=done + 1)
 
@@ -67,25 +67,35 @@ class _TensorBoard:
 
 
 class _MlFlow:
-    def __init__(self, folder: Path, parameters: Mapping[str, Any]) -> None:
+    """A run in the tracking server that MLflow is set to, or in a database in the run's folder."""
+
+    def __init__(self, out: Path, parameters: Mapping[str, Any]) -> None:
         try:
             import mlflow
         except ImportError as error:
-            raise UsageError("MLflow is not installed", "--track", "pip install mlflow") from error
-        self._mlflow = mlflow
-        if not mlflow.get_tracking_uri().startswith(("http", "databricks")):
-            mlflow.set_tracking_uri(folder.absolute().as_uri())
-        mlflow.start_run(run_name=folder.parent.name)
-        mlflow.log_params({key: str(value)[:500] for key, value in parameters.items()})
+            raise UsageError(
+                "MLflow is not installed", "--track", "pip install tilenet[track]"
+            ) from error
+        folder = out.absolute()
+        chosen = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+        self._client = mlflow.MlflowClient(chosen or f"sqlite:///{folder / 'mlflow.db'}")
+        experiment = self._client.get_experiment_by_name("tilenet")
+        number = experiment.experiment_id if experiment else self._client.create_experiment(
+            "tilenet", None if chosen else (folder / "mlruns").as_uri()
+        )  # fmt: skip
+        self._run: str = self._client.create_run(number, run_name=folder.name).info.run_id
+        for key, value in parameters.items():
+            self._client.log_param(self._run, key, str(value)[:500])
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Write every number as a metric."""
-        numbers = {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
-        self._mlflow.log_metrics(numbers, step=int(row["epoch"]))
+        for key, value in row.items():
+            if isinstance(value, int | float):
+                self._client.log_metric(self._run, key, float(value), step=int(row["epoch"]))
 
     def close(self) -> None:
         """End the run."""
-        self._mlflow.end_run()
+        self._client.set_terminated(self._run)
 
 
 def open_tracker(track: Track, out: Path, parameters: Mapping[str, Any], done: int) -> Tracker:
@@ -110,5 +120,5 @@ def open_tracker(track: Track, out: Path, parameters: Mapping[str, Any], done: i
     if track is Track.TENSORBOARD:
         return _TensorBoard(out / "tensorboard", done)
     if track is Track.MLFLOW:
-        return _MlFlow(out / "mlruns", parameters)
+        return _MlFlow(out, parameters)
     return Silent()
