@@ -191,13 +191,15 @@ class TestReaders:
             assert "units" in data["x"].attrs
 
     def test_levels_lie_over_each_other(self, finished):
-        if finished.spec.georeference.transform is None or finished.spec.georeference.is_rotated:
-            pytest.skip("no map coordinates")
+        place = finished.spec.georeference
         with (
             open_zarr(finished.root) as fine,
             xr.open_zarr(finished.root, group="ovr_2x") as coarse,
         ):
             assert coarse["mask"].shape == (51, 70)
+            if place.mpp is None and (place.transform is None or place.is_rotated):
+                assert "x" not in coarse.coords
+                return
             np.testing.assert_allclose(
                 coarse["x"][:69], fine["x"][:138].to_numpy().reshape(-1, 2).mean(1)
             )
