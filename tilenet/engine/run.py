@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import secrets
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -267,7 +268,7 @@ def run_blocks(
         Seconds, tiles and memory.
     """
     meter, state = Meter(), _State(plan, folder, journal)
-    tasks = _Tasks(executor, (str(folder.resolve()), plan.hash))
+    tasks = _Tasks(executor, (str(folder.resolve()), secrets.token_hex(8)))
     for block in state.waiting():
         tasks.submit(join_task, block)
     new, left = state.new_blocks(), True

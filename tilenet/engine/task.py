@@ -191,21 +191,21 @@ class Worker:
 
 
 @lru_cache(maxsize=8)
-def _worker(folder: str, plan_hash: str) -> Worker:
-    del plan_hash  # part of the key: a folder whose plan was replaced is another run
+def _worker(folder: str, run: str) -> Worker:
+    del run  # part of the key: a later run of this folder starts from what is on disk
     return Worker.at(Path(folder))
 
 
-def forward_task(folder: str, plan_hash: str, block: int) -> tuple[int, Spans]:
+def forward_task(folder: str, run: str, block: int) -> tuple[int, Spans]:
     """Forward one block into the run folder's strips."""
-    worker, spans = _worker(folder, plan_hash), Spans()
+    worker, spans = _worker(folder, run), Spans()
     worker.forward_to_files(block, spans)
     return block, spans.close()
 
 
-def join_task(folder: str, plan_hash: str, block: int) -> tuple[BlockRecord, Spans]:
+def join_task(folder: str, run: str, block: int) -> tuple[BlockRecord, Spans]:
     """Join one block and store it; its record is true when this returns."""
-    worker, spans = _worker(folder, plan_hash), Spans()
+    worker, spans = _worker(folder, run), Spans()
     lattice = worker.plan.lattice
     with ExitStack() as files:
         own = worker.own_half(block, spans)

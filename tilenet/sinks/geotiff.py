@@ -34,6 +34,7 @@ from tilenet import durable
 from tilenet.classes import NODATA
 from tilenet.errors import OutputError, ResourceError, TilenetError
 from tilenet.geometry import Georeference, Window
+from tilenet.pyramid import halve
 from tilenet.quiet import ignoring
 from tilenet.sinks.pam import class_table
 from tilenet.sinks.spec import MaskSpec
@@ -45,7 +46,6 @@ Read = Callable[[Window], NDArray[np.uint8]]
 
 _BLOCK = 512
 _WINDOW = 2048
-_IN_MEMORY_BYTES = _WINDOW * _WINDOW
 _SPARE_BYTES = 16 << 20
 _EXHAUSTED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 
@@ -64,8 +64,8 @@ _PLAIN = {
 _COG = {
     "driver": "COG",
     "compress": "DEFLATE",
+    "level": "3",  # a sixth larger than GDAL's own 6, in a third of its time (measured on masks)
     "blocksize": _BLOCK,
-    "overviews": "IGNORE_EXISTING",
     "statistics": "YES",
     "bigtiff": "IF_SAFER",
     "sparse_ok": "YES",
@@ -81,7 +81,7 @@ def write_geotiff(read: Read, spec: MaskSpec, out: Path) -> dict[str, Any]:
     Parameters
     ----------
     read : callable
-        Window -> (height, width) uint8; called twice for every pixel.
+        Window -> (height, width) uint8; called once for every pixel.
     spec : MaskSpec
         The mask; its georeference is carried over exactly.
     out : Path
@@ -107,7 +107,7 @@ def write_geotiff(read: Read, spec: MaskSpec, out: Path) -> dict[str, Any]:
         dst.update_tags(1, **{f"CLASS_{c.id}": c.name for c in spec.classes})
 
     profile = {"count": 1, "nodata": NODATA}
-    return _export(read, spec, out, profile, "MODE", describe, class_table(spec.classes))
+    return _export(read, spec, out, profile, describe, class_table(spec.classes))
 
 
 def write_probabilities(read: Read, spec: MaskSpec, out: Path) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def write_probabilities(read: Read, spec: MaskSpec, out: Path) -> dict[str, Any]
         dst.scales = [1 / 255] * len(spec.channels)
 
     profile = {"count": len(spec.channels), "interleave": "band"}
-    return _export(read, spec, out, profile, "AVERAGE", describe, None)
+    return _export(read, spec, out, profile, describe, None)
 
 
 def _export(
@@ -131,29 +131,28 @@ def _export(
     spec: MaskSpec,
     out: Path,
     profile: dict[str, Any],
-    resampling: str,
     describe: Callable[[Any], None],
     sidecar: bytes | None,
 ) -> dict[str, Any]:
     shape = {"height": spec.height, "width": spec.width, "dtype": "uint8"}
     profile = {**shape, **profile, **_place(spec.georeference)}
-    cog = {**_COG, "overview_resampling": resampling}
-    small = profile["count"] * spec.height * spec.width <= _IN_MEMORY_BYTES
     with rasterio.Env(**_GDAL), _failures(out):
-        if small:
+        if max(spec.height, spec.width) <= _BLOCK:
             with MemoryFile(ext=".tif") as file:
-                _fill(file.name, read, spec, {**profile, **cog}, describe)
-                _compare(file.name, read, spec)
+                written = _fill(file.name, read, spec, {**profile, **_COG}, describe)
+                _compare(file.name, spec, written)
                 data = file.read()
             with _beside(out, sidecar):
                 durable.write(out, data)
             return {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
         # Failures are judged inside too: once the folder is gone, the disk is no longer full.
-        with tempfile.TemporaryDirectory(**_hidden(out)) as folder, _failures(out):
-            plain, final = Path(folder, "plain.tif"), Path(folder, "cog.tif")
-            _fill(str(plain), read, spec, {**profile, **_PLAIN}, describe)
-            rasterio.shutil.copy(str(plain), str(final), **cog)
-            _compare(str(final), read, spec)
+        with tempfile.TemporaryDirectory(**_hidden(out)) as name, _failures(out):
+            folder = Path(name)
+            plain, final = folder / "plain.tif", folder / "cog.tif"
+            written = _fill(str(plain), read, spec, {**profile, **_PLAIN}, describe)
+            source = _with_overviews(plain) if profile["count"] == 1 else plain
+            rasterio.shutil.copy(str(source), str(final), overview_resampling="AVERAGE", **_COG)
+            _compare(str(final), spec, written)
             with final.open("rb") as opened:
                 os.fsync(opened.fileno())
                 digest = hashlib.file_digest(opened, "sha256").hexdigest()
@@ -161,6 +160,39 @@ def _export(
             with _beside(out, sidecar):
                 durable.rename(final, out)
             return {"sha256": digest, "size": size}
+
+
+def _with_overviews(plain: Path) -> Path:
+    """Make the mask's coarser levels, and a VRT of ours that shows them as its overviews.
+
+    GDAL's own mode takes three times as long, and breaks ties in its own way.
+    """
+    vrt, levels = plain.with_suffix(".vrt"), [plain]
+    rasterio.shutil.copy(str(plain), str(vrt), driver="VRT")
+    while (coarser := _halved(levels[-1], plain.with_name(f"{len(levels)}.tif"))) is not None:
+        levels.append(coarser)
+    overviews = "".join(
+        f'<Overview><SourceFilename relativeToVRT="1">{path.name}</SourceFilename>'
+        "<SourceBand>1</SourceBand></Overview>"
+        for path in levels[1:]
+    )
+    vrt.write_text(vrt.read_text().replace("</VRTRasterBand>", f"{overviews}</VRTRasterBand>"))
+    return vrt
+
+
+def _halved(fine: Path, coarse: Path) -> Path | None:
+    """Write the next coarser level of a mask, if it is larger than a block."""
+    with ignoring(NotGeoreferencedWarning), rasterio.open(fine) as src:
+        if max(src.shape) <= _BLOCK:
+            return None
+        height, width = ((side + 1) // 2 for side in src.shape)
+        shape = {"height": height, "width": width, "count": 1, "dtype": "uint8"}
+        with rasterio.open(coarse, "w", **_PLAIN, **shape, nodata=NODATA) as dst:
+            for window in _windows(*src.shape):
+                half = halve(src.read(1, window=_rasterio(window)))
+                corner = (window.col // 2, window.row // 2, half.shape[1], half.shape[0])
+                dst.write(half, 1, window=RasterWindow(*corner))
+    return coarse
 
 
 def _hidden(out: Path) -> dict[str, Any]:
@@ -184,9 +216,9 @@ def _beside(out: Path, content: bytes | None) -> Iterator[None]:
 
 def _fill(
     path: str, read: Read, spec: MaskSpec, profile: dict[str, Any], describe: Callable[[Any], None]
-) -> None:
-    """Write pixels and tags to a new file at `path`."""
-    place = spec.georeference
+) -> list[bytes]:
+    """Write pixels and tags to a new file at `path`; return the hash of each window."""
+    place, written = spec.georeference, []
     with ignoring(NotGeoreferencedWarning):
         dst = rasterio.open(path, "w", **profile)
     with dst:
@@ -200,23 +232,22 @@ def _fill(
                 TIFFTAG_YRESOLUTION=repr(10_000 / place.mpp[0]),
                 TIFFTAG_RESOLUTIONUNIT="3",  # pixels per centimetre
             )
-        for window in _windows(spec):
-            data = read(window)
+        for window in _windows(spec.height, spec.width):
+            data = np.ascontiguousarray(read(window))
+            written.append(hashlib.sha256(data).digest())
             dst.write(data if data.ndim == 3 else data[None], window=_rasterio(window))
+    return written
 
 
-def _compare(path: str, read: Read, spec: MaskSpec) -> None:
+def _compare(path: str, spec: MaskSpec, written: list[bytes]) -> None:
     """Read the file back: every pixel equal, every overview readable, the place kept."""
     with ignoring(NotGeoreferencedWarning):
         src = rasterio.open(path)
     with src:
         levels = len(src.overviews(1))
         _compare_place(src, spec.georeference)
-        for window in _windows(spec):
-            data = read(window)
-            if not np.array_equal(
-                src.read(window=_rasterio(window)), data if data.ndim == 3 else data[None]
-            ):
+        for window, digest in zip(_windows(*src.shape), written, strict=True):
+            if hashlib.sha256(src.read(window=_rasterio(window))).digest() != digest:
                 raise OutputError("the GeoTIFF does not read back as the mask", path, "try again")
     for level in range(levels):
         with ignoring(NotGeoreferencedWarning):
@@ -256,10 +287,10 @@ def _place(place: Georeference) -> dict[str, Any]:
     return profile
 
 
-def _windows(spec: MaskSpec) -> Iterator[Window]:
-    whole = Window(0, 0, spec.height, spec.width)
-    for row in range(0, spec.height, _WINDOW):
-        for col in range(0, spec.width, _WINDOW):
+def _windows(height: int, width: int) -> Iterator[Window]:
+    whole = Window(0, 0, height, width)
+    for row in range(0, height, _WINDOW):
+        for col in range(0, width, _WINDOW):
             yield Window(row, col, _WINDOW, _WINDOW).intersection(whole)
 
 

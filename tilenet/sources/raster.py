@@ -108,8 +108,13 @@ def _open(path: str, level: int) -> Any:
 
 
 def _environment() -> Any:
-    # GDAL's own default is 5 % of the machine's memory.
-    return rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES)
+    return rasterio.Env(
+        GDAL_CACHEMAX=_CACHE_BYTES,  # GDAL's own default is 5 % of the machine's memory
+        # Its short cut for whole PNGs hands out uninitialised memory where the file is cut off, and
+        # a cut-off JPEG is grey, both without an error.
+        GDAL_PNG_WHOLE_IMAGE_OPTIM=False,
+        GDAL_ERROR_ON_LIBJPEG_WARNING=True,
+    )
 
 
 def fingerprint(files: tuple[str, ...]) -> str:

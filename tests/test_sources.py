@@ -1,0 +1,131 @@
+"""Rasters as they lie on disk: what is read, what is refused, which files were used."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import rasterio
+from PIL import Image
+from rasterio.errors import NotGeoreferencedWarning
+
+from tilenet.errors import InputError
+from tilenet.geometry import Window
+from tilenet.quiet import ignoring
+from tilenet.sources import find_inputs, open_raster
+
+rng = np.random.default_rng(0)
+PIXELS = (
+    128
+    + 60 * np.sin(np.arange(150)[None, :, None] / 9) * np.cos(np.arange(170)[None, None, :] / 7)
+    + rng.normal(size=(3, 150, 170)) * 5
+).astype(np.uint8)
+
+
+def save(path, **options):
+    if path.suffix == ".tif":
+        profile = {"driver": "GTiff", "height": 150, "width": 170, "count": 3, "dtype": "uint8"}
+        with ignoring(NotGeoreferencedWarning), rasterio.open(path, "w", **profile, **options) as d:
+            d.write(PIXELS)
+    else:
+        Image.fromarray(PIXELS.transpose(1, 2, 0)).save(path, **options)
+    return path
+
+
+def read_all(path):
+    raster = open_raster(path)
+    window = Window(0, 0, raster.info.height, raster.info.width)
+    return raster.read(window, np.zeros(3))[0]
+
+
+FORMATS = {
+    "a.png": {}, "a.bmp": {}, "a.ppm": {}, "a.webp": {"lossless": True},
+    "a.jpg": {"quality": 95}, "progressive.jpg": {"quality": 95, "progressive": True},
+    "strips.tif": {}, "deflate.tif": {"compress": "deflate"}, "lzw.tif": {"compress": "lzw"},
+    "zstd.tif": {"compress": "zstd", "tiled": True, "blockxsize": 64, "blockysize": 64},
+    "jpeg.tif": {"compress": "jpeg", "tiled": True, "blockxsize": 64, "blockysize": 64},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_pixels_are_those_of_the_file(tmp_path, name):
+    difference = np.abs(read_all(save(tmp_path / name, **FORMATS[name])).astype(int) - PIXELS)
+    lossy = "jp" in name or "progressive" in name
+    assert difference.max() == 0 if not lossy else difference.mean() < 8
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_cut_off_file_is_refused_not_filled(tmp_path, name, share):
+    path = save(tmp_path / name, **FORMATS[name])
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(InputError):
+        read_all(path)
+
+
+def test_world_file_and_pam_are_used_and_listed(tmp_path):
+    path = save(tmp_path / "map.png")
+    (tmp_path / "map.pgw").write_text("10\n0\n0\n-10\n500005\n4999995\n")
+    (tmp_path / "map.png.aux.xml").write_text("<PAMDataset><SRS>EPSG:32632</SRS></PAMDataset>")
+    info = open_raster(path).info
+    assert info.georeference.transform == (10, 0, 500000, 0, -10, 5000000)
+    assert "UTM zone 32N" in info.georeference.crs_wkt
+    names = {name.rsplit("/", 1)[-1] for name in info.files}
+    assert names == {"map.png", "map.pgw", "map.png.aux.xml"}
+
+
+def test_a_changed_sidecar_is_another_input(tmp_path):
+    path = save(tmp_path / "map.png")
+    before = open_raster(path).info.fingerprint
+    (tmp_path / "map.pgw").write_text("10\n0\n0\n-10\n500005\n4999995\n")
+    assert open_raster(path).info.fingerprint != before
+
+
+def test_beyond_the_border_is_reflected(tmp_path):
+    raster = open_raster(save(tmp_path / "a.png"))
+    pixels, valid = raster.read(Window(-5, -3, 160, 180), np.zeros(3))
+    expected = np.pad(PIXELS, ((0, 0), (5, 5), (3, 7)), mode="reflect")
+    assert np.array_equal(pixels, expected)
+    assert valid is None
+
+
+def test_levels_that_show_another_picture_are_none(tmp_path):
+    # A slide's thumbnail and label are listed among GDAL's overviews; here 2 is one, 3 is not.
+    path = tmp_path / "a.tif"
+    save(path, tiled=True, blockxsize=64, blockysize=64)
+    with ignoring(NotGeoreferencedWarning), rasterio.open(path, "r+") as dataset:
+        dataset.build_overviews([2, 4])
+    assert open_raster(path).info.levels == ((150, 170), (75, 85), (38, 43))
+    with pytest.raises(InputError, match="levels 0 to 2"):
+        open_raster(path, level=3)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint32", "float16", "float64", "int16", "uint16"])
+def test_other_pixel_types_keep_their_values(tmp_path, dtype):
+    values = (np.arange(150 * 170).reshape(1, 150, 170) % 100).astype(dtype)
+    profile = {"driver": "GTiff", "height": 150, "width": 170, "count": 1, "dtype": dtype}
+    path = tmp_path / "a.tif"
+    with ignoring(NotGeoreferencedWarning), rasterio.open(path, "w", **profile) as dataset:
+        dataset.write(values)
+    pixels, _ = open_raster(path).read(Window(0, 0, 150, 170), np.zeros(1))
+    assert np.array_equal(pixels.astype(float), values.astype(float))
+
+
+def test_not_finite_is_not_valid_and_seen_as_the_mean(tmp_path):
+    values = np.ones((2, 40, 50), np.float32)
+    values[0, 3, 4], values[1, 5, 6] = np.nan, np.inf
+    profile = {"driver": "GTiff", "height": 40, "width": 50, "count": 2, "dtype": "float32"}
+    with ignoring(NotGeoreferencedWarning), rasterio.open(tmp_path / "a.tif", "w", **profile) as d:
+        d.write(values)
+    pixels, valid = open_raster(tmp_path / "a.tif").read(Window(0, 0, 40, 50), np.array([7.0, 8.0]))
+    assert np.argwhere(~valid).tolist() == [[3, 4], [5, 6]]
+    assert pixels[:, 3, 4].tolist() == [7, 8]
+    assert pixels[:, 5, 6].tolist() == [7, 8]
+    assert np.isfinite(pixels).all()
+
+
+def test_hidden_files_and_sidecars_are_no_inputs(tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / ".b.png").write_bytes(b"")
+    (tmp_path / "a.pgw").write_text("1\n")
+    assert [str(source.stem) for source in find_inputs([tmp_path])] == ["a"]
