@@ -26,6 +26,7 @@ from tilenet.training.result import write_model
 from tilenet.training.sampling import Places, validation_windows
 from tilenet.training.tracking import Silent, Tracker, open_tracker
 from tilenet.training.work import Work, prepare_work
+from tilenet.training.workers import start_workers
 
 __all__ = ["TrainResult", "train"]
 
@@ -169,6 +170,8 @@ def train(
         See `tilenet.errors`.
     """
     config = settle(config)
+    if config.workers:
+        start_workers()
     notify = progress or (lambda _done, _all, _shown: None)
     with convert_errors(out), joined(config.device) as processes:
         processes.check_batch(config.batch_size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import multiprocessing
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from tilenet.training.network import keep_depthwise_in_float32
 from tilenet.training.schedule import Schedule
 from tilenet.training.tracking import Tracker, write_history
 from tilenet.training.work import Work
+from tilenet.training.workers import worker_context
 
 __all__ = ["BEST", "LAST", "Progress", "Trainer"]
 
@@ -146,11 +146,6 @@ class Trainer:
 
     def _loader(self, windows: TrainWindows | ValWindows, first: int = 0) -> Any:
         config = self._config
-        # A fork of a process with threads may hang; a server that never had any may not. It
-        # imports what workers need once for all of them.
-        context = multiprocessing.get_context("forkserver") if config.workers else None
-        if context is not None:
-            context.set_forkserver_preload(["tilenet.training.datasets"])
         loader: DataLoader[Item] = DataLoader(
             windows,
             batch_size=config.batch_size,
@@ -159,7 +154,7 @@ class Trainer:
             prefetch_factor=_PREFETCHED_BATCHES if config.workers else None,
             persistent_workers=config.workers > 0,
             pin_memory=config.device != "cpu",
-            multiprocessing_context=context,
+            multiprocessing_context=worker_context() if config.workers else None,
         )
         return self._accelerator.prepare_data_loader(loader)
 
