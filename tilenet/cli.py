@@ -71,12 +71,14 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     model_config: Annotated[
         Path | None, typer.Option(help="A tilenet.json that beats the model's own.")
     ] = None,
-    tile: Annotated[int | None, typer.Option(help="Tile side in pixels.")] = None,
-    overlap: Annotated[int | None, typer.Option(help="Pixels neighbouring tiles share.")] = None,
+    tile: Annotated[str | None, typer.Option(help="Tile side in pixels, or auto.")] = None,
+    overlap: Annotated[
+        str | None, typer.Option(help="Pixels neighbouring tiles share, or auto.")
+    ] = None,
     blend: Annotated[
         str | None, typer.Option(help="gaussian (default), hann, linear or crop.")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Tiles per forward call.")] = None,
+    batch_size: Annotated[str | None, typer.Option(help="Tiles per forward call, or auto.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:i.")] = None,
     backend: Annotated[str | None, typer.Option(help="auto, torch or openvino.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,

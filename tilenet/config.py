@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     FiniteFloat,
@@ -23,6 +24,9 @@ __all__ = ["DEFAULT_CHUNK", "PredictConfig", "load_config"]
 DEFAULT_CHUNK = 768
 """Chunk side: 3·2⁸, so that blocks of whole chunks hold whole strides of the usual tiles."""
 
+type Auto[T] = Annotated[T | None, BeforeValidator(lambda v: None if v == "auto" else v)]
+"""A value, or "auto" (None): chosen for the model, the raster and the device."""
+
 
 class PredictConfig(BaseModel):
     """Options of predict, named as on the command line.
@@ -34,11 +38,11 @@ class PredictConfig(BaseModel):
     model_config_file : Path or None
         A `tilenet.json` that beats the model's own.
     tile, overlap : int or None
-        Pixels; None follows the model card.
+        Pixels; None or "auto": the card's, larger if the network has no global context.
     blend : Blend
         Window.
     batch_size : int or None
-        Tiles per forward call; never changes the result.
+        Tiles per forward call; None or "auto" follows the tile. Never changes the result.
     device, backend, precision : str
         "auto" chooses the fastest.
     level : int
@@ -69,10 +73,10 @@ class PredictConfig(BaseModel):
 
     model: str = "nuclei"
     model_config_file: Path | None = None
-    tile: Annotated[int, Field(ge=1, le=16384)] | None = None
-    overlap: Annotated[int, Field(ge=0)] | None = None
+    tile: Auto[Annotated[int, Field(ge=1, le=16384)]] = None
+    overlap: Auto[Annotated[int, Field(ge=0)]] = None
     blend: Blend = Blend.GAUSSIAN
-    batch_size: Annotated[int, Field(ge=1, le=1024)] | None = None
+    batch_size: Auto[Annotated[int, Field(ge=1, le=1024)]] = None
     device: str = "auto"
     backend: str = "auto"
     precision: str = "auto"

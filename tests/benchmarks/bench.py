@@ -1,8 +1,10 @@
-"""How fast the engine is and what it costs: `make bench`, or `bench.py FOLDER [--sides 4096 8192]`.
+"""How fast the engine is and what it costs: `make bench`, or `bench.py FOLDER [--only null]`.
 
-For every case: seconds of the network alone on the lattice's tiles; of the whole command, cold
-(no cached graph) and warm; their ratio (engine efficiency); read, forward and write seconds; Mpx/s;
-peak memory of all processes. Written as JSON with the machine and the versions beside the table.
+For every case: seconds of the network alone on the lattice's tiles, pixels in memory; of the run;
+their ratio (engine efficiency); read, forward and write seconds, and those in which the network
+waited; Mpx/s; peak memory of all processes. Then the first run of a machine (no cached graph), and
+what the engine itself costs per pixel against a loop written by hand. Written as JSON with the
+machine and the versions beside the table.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from tilenet.geometry import Window
 from tilenet.models.session import choose, cores, network_shape, open_session
 from tilenet.models.store import find_model
 from tilenet.sources import open_raster
+
+FILES = ("deflate", "jpeg")
 
 
 def command(raster: Path, model: str, out: Path, *options: str) -> dict[str, Any]:
@@ -87,6 +91,7 @@ def measure(
         "process": statistics.median(r["process_seconds"] for r in warm),
         "efficiency": alone / seconds, "read": run["read_seconds"],
         "forward": run["forward_seconds"], "write": run["write_seconds"],
+        "network_waited": run["seconds"] - run["forward_seconds"],
         "mpixels_per_second": run["pixels"] / 1e6 / seconds,
         "peak_rss_mib": max(r["peak_rss_bytes"] for r in warm) / 2**20,
     }  # fmt: skip
@@ -113,15 +118,43 @@ def cold(raster: Path, model: str, folder: Path) -> dict[str, Any]:
     return {"cold": run["process_seconds"], "peak_rss_mib": run["peak_rss_bytes"] / 2**20}
 
 
+def by_hand(raster: Path, model: str, folder: Path) -> float:
+    """Return the seconds of a loop written by hand for one network, as a process of its own."""
+    line = [sys.executable, str(Path(__file__).with_name("loop.py")), str(raster), model]
+    start = time.perf_counter()
+    subprocess.run([*line, str(folder / "loop.zarr")], check=True)
+    return time.perf_counter() - start
+
+
+def marginal(folder: Path, model: str, runs: int) -> dict[str, float]:
+    """Return Mpx/s from 8,192² to 16,384², start-up left out: ours, by hand, and their ratio."""
+    small, large = (inputs.raster(folder, side, "deflate") for side in (8192, 16384))
+    ours, hand = [], []
+    for _ in range(runs):
+        seconds = [
+            command(r, model, folder / "mask.zarr")["process_seconds"] for r in (small, large)
+        ]
+        ours.append(seconds[1] - seconds[0])
+        hand.append(by_hand(large, model, folder) - by_hand(small, model, folder))
+    pixels = (16384**2 - 8192**2) / 1e6
+    rates = [pixels / statistics.median(taken) for taken in (ours, hand)]
+    return {"ours": rates[0], "by_hand": rates[1], "ratio": rates[0] / rates[1]}
+
+
+CASES = (
+    *(("null2", side, c, "openvino:bf16") for side in (4096, 8192, 16384) for c in FILES),
+    *(("null8", side, "deflate", "openvino:bf16") for side in (8192, 16384)),
+    *(("nuclei", side, c, "openvino:bf16") for side in (4096, 8192) for c in FILES),
+    *(("nuclei", 4096, "deflate", case) for case in ("openvino:fp32", "torch:bf16", "torch:fp32")),
+    *(("unet-resnet18", 8192, "deflate", case) for case in ("openvino:bf16", "torch:bf16")),
+)
+"""Network, side, compression, backend and precision."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("bench"))
-    parser.add_argument("--sides", nargs="+", type=int, default=[4096, 8192])
-    parser.add_argument("--compress", nargs="+", default=["deflate", "jpeg"])
-    parser.add_argument(
-        "--models", nargs="+", default=["null2", "null8", "nuclei", "unet-resnet18"]
-    )
-    parser.add_argument("--cases", nargs="+", default=["openvino:bf16", "openvino:fp32"])
+    parser.add_argument("--only", default="", help="part of a case's words")
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
     folder = options.folder
@@ -133,23 +166,24 @@ def main() -> None:
         "unet-resnet18": lambda: str(inputs.resnet_unet(folder)),
     }
     rows: list[dict[str, Any]] = []
-    for name in options.models:
-        model = models[name]()
-        for side in options.sides:
-            for compress in options.compress:
-                raster = inputs.raster(folder, side, compress)
-                for case in options.cases:
-                    rows.append(measure(raster, model, folder, *case.split(":"), options.runs))
-                    if len(rows) == 1:
-                        report({key: key for key in rows[0]})
-                        report(dict.fromkeys(rows[0], "---"))
-                    report(rows[-1])
-    first = cold(inputs.raster(folder, options.sides[0], options.compress[0]), "nuclei", folder)
+    for case in CASES:
+        if options.only not in " ".join(map(str, case)):
+            continue
+        name, side, compress, setup = case
+        raster = inputs.raster(folder, side, compress)
+        rows.append(measure(raster, models[name](), folder, *setup.split(":"), options.runs))
+        if len(rows) == 1:
+            report({key: key for key in rows[0]})
+            report(dict.fromkeys(rows[0], "---"))
+        report(rows[-1])
+    first = cold(inputs.raster(folder, 4096, "deflate"), "nuclei", folder)
     sys.stdout.write(f"cold, nuclei: {first}\n")
+    engine = marginal(folder, models["null2"](), options.runs)
+    sys.stdout.write(f"null network, Mpx/s: {engine}\n")
     document = {
         "machine": {"cpu": platform.processor() or platform.machine(), "cores": cores()},
         "versions": {n: version(n) for n in ("tilenet", "torch", "openvino", "rasterio", "zarr")},
-        "command": "make bench", "cold": first, "rows": rows,
+        "command": "make bench", "cold": first, "null_mpixels_per_second": engine, "rows": rows,
     }  # fmt: skip
     (folder / "bench.json").write_text(json.dumps(document, indent=1))
 
