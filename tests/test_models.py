@@ -175,7 +175,7 @@ def test_what_ships():
     ("change", "words"),
     [
         ({"classes": []}, "classes"),
-        ({"classes": [{"id": 1, "name": "a"}]}, "ids must be 0, 1, 2"),
+        ({"classes": [{"id": k, "name": "a"} for k in (1, 2)]}, "ids must be 0, 1, 2"),
         ({"classes": [{"id": k, "name": "a"} for k in range(256)]}, "classes"),
         ({"classes": [{"id": 0, "name": "a", "color": [0, 0, 300]}]}, "color"),
         ({"bands": 0}, "bands"),

@@ -128,4 +128,4 @@ def test_hidden_files_and_sidecars_are_no_inputs(tmp_path):
     save(tmp_path / "a.png")
     (tmp_path / ".b.png").write_bytes(b"")
     (tmp_path / "a.pgw").write_text("1\n")
-    assert [str(source.stem) for source in find_inputs([tmp_path])] == ["a"]
+    assert [str(source.stem) for source in find_inputs([tmp_path], tmp_path / "out")] == ["a"]

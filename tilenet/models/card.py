@@ -13,6 +13,7 @@ from pydantic import (
     Field,
     FiniteFloat,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -49,7 +50,8 @@ class ModelCard(BaseModel):
         Short name.
     classes : list
         ``{"id", "name", "color"}``; ids are 0, 1, 2 … in order. A one-channel network has two
-        classes, a sigmoid network with K > 1 channels has K + 1.
+        classes, a sigmoid network with K > 1 channels has K + 1. One class alone stands on a
+        background, which becomes class 0.
     bands : int or list of str
         How many bands the network takes, or their names.
     value_range : tuple of float
@@ -91,6 +93,13 @@ class ModelCard(BaseModel):
     margin: tuple[Margin, Margin] = (0, 0)
     mpp: FiniteFloat | None = None
     ground_resolution: FiniteFloat | None = None
+
+    @field_validator("classes")
+    @classmethod
+    def _on_background(cls, classes: tuple[_Class, ...]) -> tuple[_Class, ...]:
+        if len(classes) != 1:
+            return classes
+        return _Class(id=0, name="background"), classes[0].model_copy(update={"id": 1})
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelCard:
