@@ -222,18 +222,6 @@ def test_a_name_that_is_not_utf8(cli, folder, model, tmp_path):
     assert "UTF-8" in found["failed"][0]["error"]
 
 
-def test_a_header_that_only_gdal_understands(cli, folder, model, tmp_path):
-    """Its error class is neither rasterio's nor the system's; the others go on."""
-    bad = write_tif(folder / "bad.tif", picture(40, 50), georeferenced=True)
-    data = bad.read_bytes()
-    key, wrong = (np.array([1025, where, 1], "<u2").tobytes() for where in (0, 12345))
-    assert data.count(key) == 1
-    bad.write_bytes(data.replace(key, wrong))
-    done = cli(*line(folder, tmp_path / "out", model), "--json")
-    assert done.code == 7
-    assert [f["code"] for f in json.loads(done.out)["failed"]] == [3]
-
-
 # -- workers
 
 
