@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from tilenet.blend import Activation
+from tilenet.blend import LIMIT_BITS, Activation
 from tilenet.classes import ClassInfo, default_classes
 from tilenet.errors import ModelError
 
@@ -114,6 +114,8 @@ class ModelCard(BaseModel):
         for key, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.band_count):
                 raise ValueError(f"{key}: give 1 or {self.band_count} numbers")
+        if self.activation == "none" and abs(self.threshold) >= 1 << LIMIT_BITS:
+            raise ValueError(f"threshold: scores without activation end at ±{1 << LIMIT_BITS}")
         if min(self.std) <= 0:
             raise ValueError("std: must be above 0")
         return self
@@ -145,6 +147,10 @@ class ModelCard(BaseModel):
 
     def check_channels(self, channels: int, where: str) -> None:
         """Raise ModelError unless a network with so many output channels fits the classes."""
+        if channels == 1 and self.activation == "softmax":
+            raise ModelError(
+                "softmax over one output channel is 1 everywhere", where, "set activation sigmoid"
+            )
         several = self.activation == "sigmoid" or channels == 1
         wanted = channels + 1 if several else channels
         if len(self.classes) != wanted:
