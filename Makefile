@@ -46,6 +46,10 @@ clean: ## remove what make made
 quality: $(READY) ## measure the bundled model and what tiling changes
 	$(BIN)/python tests/benchmarks/quality.py
 
+.PHONY: bench-overhead
+bench-overhead: $(READY) ## measure what surrounds the network: starting, small images, planning, Dask, exports
+	$(BIN)/python tests/benchmarks/overhead.py
+
 .PHONY: bench-memory
 bench-memory: $(READY) ## measure whether memory and speed stay flat up to 32,768² (half an hour, 2 GB)
 	$(BIN)/python tests/benchmarks/memory.py

@@ -255,3 +255,10 @@ def test_halve_of_a_larger_mask_is_halved_in_parts():
     mask = np.random.default_rng(0).choice(np.array([0, 1, 7, 255], np.uint8), (301, 77))
     upper, lower = halve(mask[:128]), halve(mask[128:])
     assert np.array_equal(halve(mask), np.concatenate([upper, lower]))
+
+
+def test_no_evidence_never_reaches_a_tiny_threshold():
+    sums = np.array([[[0, 1]]], np.int32)
+    decision = Decision("sigmoid", 1e-9, exact=False)
+    assert decide(sums, decision).tolist() == [[0, 1]]
+    assert decide(sums, Decision("sigmoid", 0.0, exact=False)).tolist() == [[1, 1]]

@@ -175,7 +175,7 @@ def test_what_ships():
     ("change", "words"),
     [
         ({"classes": []}, "classes"),
-        ({"classes": [{"id": 1, "name": "a"}]}, "ids must be 0, 1, 2"),
+        ({"classes": [{"id": k, "name": "a"} for k in (1, 2)]}, "ids must be 0, 1, 2"),
         ({"classes": [{"id": k, "name": "a"} for k in range(256)]}, "classes"),
         ({"classes": [{"id": 0, "name": "a", "color": [0, 0, 300]}]}, "color"),
         ({"bands": 0}, "bands"),
@@ -192,6 +192,7 @@ def test_what_ships():
         ({"threshold": "high"}, "threshold"),
         ({"value_range": [0, float("inf")]}, "value_range"),
         ({"threshold": float("nan")}, "threshold"),
+        ({"activation": "none", "threshold": 2000}, "threshold: scores"),
     ],
 )
 def test_impossible_cards(change, words):
@@ -320,3 +321,17 @@ def test_the_graph_is_converted_once_and_torch_is_not_imported_again(tmp_path, e
     assert "converting" not in done.stderr
     assert graphs[0].stat().st_mtime_ns == made
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_one_class_stands_on_a_background():
+    document = networks.card(3) | {"classes": [{"id": 1, "name": "roof", "color": [9, 8, 7]}]}
+    card = parse_card(json.dumps(document | {"activation": "sigmoid"}).encode(), "card.json", {})
+    assert [(c.id, c.name) for c in card.class_infos()] == [(0, "background"), (1, "roof")]
+    assert card.class_infos()[1].color == (9, 8, 7)
+    card.check_channels(1, "here")
+
+
+def test_softmax_over_one_channel_is_refused():
+    card = parse_card(json.dumps(networks.card(2)).encode(), "card.json", {})
+    with pytest.raises(ModelError, match="1 everywhere"):
+        card.check_channels(1, "here")

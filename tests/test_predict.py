@@ -1,11 +1,14 @@
 """Whole runs: the same bytes however they are cut, scheduled, killed and resumed."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import networks
@@ -22,8 +25,9 @@ from rio_cogeo.cogeo import cog_validate
 from tilenet.api import predict
 from tilenet.blend import Blend
 from tilenet.config import PredictConfig
+from tilenet.engine import run as engine_run
 from tilenet.engine.run import open_executor
-from tilenet.errors import OutputError, UsageError
+from tilenet.errors import ClusterError, OutputError, UsageError
 from tilenet.geometry import reflect
 
 SIZE = (333, 421)
@@ -217,10 +221,9 @@ def test_same_bytes_with_two_processes(command, scene, tmp_path, original):
     assert_same(tmp_path / "x.zarr", expected)
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory, environment):
-    """Start a scheduler and a worker by hand."""
-    folder = tmp_path_factory.mktemp("dask")
+@contextmanager
+def started_by_hand(folder, environment):
+    """Start a scheduler and a worker; yields the address and both processes."""
     dask = str(Path(sys.executable).with_name("dask"))
     file = folder / "scheduler.json"
     lines = [
@@ -236,11 +239,17 @@ def address(tmp_path_factory, environment):
         ]
         try:
             wait_for(lambda: file.exists() and file.read_text().endswith("}"))
-            yield json.loads(file.read_text())["address"]
+            yield json.loads(file.read_text())["address"], running
         finally:
             for process in running[::-1]:
                 process.terminate()
                 process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory, environment):
+    with started_by_hand(tmp_path_factory.mktemp("dask"), environment) as (address, _):
+        yield address
 
 
 def wait_for(true, seconds=60.0):
@@ -251,14 +260,39 @@ def wait_for(true, seconds=60.0):
 
 
 @pytest.mark.parametrize("original", [8], indirect=True)
-def test_same_bytes_on_a_cluster_started_by_hand(command, scene, tmp_path, original, address):
+def test_same_bytes_on_a_cluster_started_by_hand(
+    command, scene, tmp_path, original, address, monkeypatch
+):
     model, options, expected = original
+    monkeypatch.chdir(tmp_path)  # the worker stands elsewhere
     line = flags(model, **options | {"scheduler": address})
-    done = command("predict", scene, "--out", tmp_path / "x.zarr", *line, "--json")
+    done = command("predict", os.path.relpath(scene), "--out", "x.zarr", *line, "--json")
     assert done.code == 0, done.err
     found = json.loads(done.out)
     assert found["tiles_forwarded"] == found["tiles"]
     assert_same(tmp_path / "x.zarr", expected)
+
+
+def test_a_cluster_that_is_lost(models, tmp_path, environment, monkeypatch):
+    monkeypatch.setattr(engine_run, "_LOOK", 0.2)
+    monkeypatch.setattr(engine_run, "_GRACE", 1.0)
+    source = write_tif(tmp_path / "a.tif", picture(1200, 1200))
+    out = tmp_path / "x.zarr"
+    with started_by_hand(tmp_path, environment) as (address, processes):
+        journal = tmp_path / ".x.zarr.tilenet" / "journal.jsonl"
+
+        def end() -> None:
+            wait_for(lambda: journal.exists() and journal.stat().st_size)
+            for process in processes:
+                process.kill()
+
+        ending = threading.Thread(target=end)
+        ending.start()
+        with pytest.raises(ClusterError) as caught:
+            run(source, out, models / "positional.onnx", scheduler=address)
+        ending.join()
+    assert caught.value.code == 9
+    assert run(source, out, models / "positional.onnx").blocks_resumed > 0
 
 
 def test_a_local_cluster_opens_no_port_to_others():

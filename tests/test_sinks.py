@@ -389,7 +389,7 @@ class TestStore:
                 for r in range(0, height, 32)
                 for c in range(0, width, 32)
             ]
-            mask = pyramid.halve(mask)
+            mask = halve(mask)
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda job: two.write(*job), reversed(jobs)))
         finish(one)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import rasterio
 from PIL import Image
+from rasterio.control import GroundControlPoint
 from rasterio.errors import NotGeoreferencedWarning
 
 from tilenet.errors import InputError
@@ -128,4 +129,40 @@ def test_hidden_files_and_sidecars_are_no_inputs(tmp_path):
     save(tmp_path / "a.png")
     (tmp_path / ".b.png").write_bytes(b"")
     (tmp_path / "a.pgw").write_text("1\n")
-    assert [str(source.stem) for source in find_inputs([tmp_path])] == ["a"]
+    assert [str(source.stem) for source in find_inputs([tmp_path], tmp_path / "out")] == ["a"]
+
+
+def test_mutated_headers_are_input_errors(tmp_path):
+    """GDAL's own error classes are neither rasterio's nor the system's."""
+    path, rng = tmp_path / "a.tif", np.random.default_rng(0)
+    points = [GroundControlPoint(0, 0, 1, 2), GroundControlPoint(9, 0, 1, 3),
+              GroundControlPoint(0, 9, 2, 2)]  # fmt: skip
+    save(path, gcps=points, crs="EPSG:4326")
+    whole, causes = path.read_bytes(), set()
+    for _ in range(400):
+        data = bytearray(whole)
+        for _ in range(4):
+            data[rng.integers(8, 700)] = rng.integers(256)
+        path.write_bytes(data)
+        try:
+            raster = open_raster(path)
+            size = min(raster.info.height, 9), min(raster.info.width, 9)
+            raster.read(Window(0, 0, *size), np.zeros(len(raster.info.bands)))
+        except InputError as error:
+            causes.add(type(error.__cause__).__name__)
+    assert any(name.startswith("CPLE") for name in causes)
+
+
+@pytest.mark.parametrize("nodata", [9999, -9999, 32767, -32768, 0])
+def test_nodata_of_signed_integers(tmp_path, nodata):
+    values = np.full((1, 20, 30), 7, "int16")
+    values[0, 3:5] = nodata
+    profile = {"driver": "GTiff", "height": 20, "width": 30, "count": 1, "dtype": "int16"}
+    with (
+        ignoring(NotGeoreferencedWarning),
+        rasterio.open(tmp_path / "a.tif", "w", **profile, nodata=nodata) as dataset,
+    ):
+        dataset.write(values)
+    _, valid = open_raster(tmp_path / "a.tif").read(Window(0, 0, 20, 30), np.zeros(1))
+    assert valid is not None
+    assert np.array_equal(~valid, values[0] == nodata)

@@ -12,13 +12,20 @@ from typing import Any
 
 from tilenet.classes import NODATA
 from tilenet.config import PredictConfig
-from tilenet.engine.large import plan_in_progress, run_large
+from tilenet.engine.large import run_large
 from tilenet.engine.meter import Meter, Spans
-from tilenet.engine.output import Finished
+from tilenet.engine.output import Finished, check_output, plan_in_progress
 from tilenet.engine.pack import SUFFIXES, Job, PackItem, Request, pack_task, plan_for
 from tilenet.engine.plan import Plan, choose_tile
 from tilenet.engine.run import Executor, open_executor, run_many, worker_count
-from tilenet.errors import InputError, OutputError, TilenetError, UsageError, convert_errors
+from tilenet.errors import (
+    InputError,
+    ModelError,
+    OutputError,
+    TilenetError,
+    UsageError,
+    convert_errors,
+)
 from tilenet.models.session import Setup, choose, cores, network_shape
 from tilenet.models.store import ModelFiles, find_model
 from tilenet.sinks import warnings_for
@@ -192,8 +199,8 @@ def _result(
         forward_seconds=round(forward, 4),
         read_seconds=round(meter.read_seconds, 4),
         write_seconds=round(meter.write_seconds, 4),
-        mpixels_per_second=round(pixels / 1e6 / max(seconds, 1e-9), 3),
-        efficiency=round(forward / max(seconds, 1e-9), 4),
+        mpixels_per_second=round(pixels / 1e6 / seconds, 3) if seconds else 0.0,
+        efficiency=round(forward / seconds, 4) if seconds else 0.0,
         peak_rss_bytes=meter.peak_rss_bytes,
         device=plan.setup.device,
         backend=plan.setup.backend,
@@ -300,17 +307,30 @@ def _say_bottleneck(result: RunResult) -> None:
     )  # fmt: skip
 
 
-def _item_result(item: PackItem, spans: Spans | None, seconds: float) -> RunResult:
+def _item_result(item: PackItem, spans: Spans, seconds: float) -> RunResult:
+    """Return the figures of one raster of a pack.
+
+    Those of time are its share, by pixels, of what the pack took.
+    """
     assert item.plan is not None
     assert item.out is not None
     assert item.done is not None
     meter = Meter()
-    if spans is not None:
-        meter.add(spans)
-    elif not item.resumed:
-        meter.tiles_forwarded = item.done.tiles - item.done.tiles_skipped
+    meter.add(spans)
+    meter.tiles_forwarded = 0 if item.resumed else item.done.tiles - item.done.tiles_skipped
     blocks = item.done.blocks if item.resumed else 0
     return _result(item.plan, item.out, item.done, meter, seconds, resumed=blocks)
+
+
+def _shares(items: list[PackItem]) -> list[float]:
+    """Return which part of a pack's time each raster took."""
+    pixels = [
+        item.plan.raster.height * item.plan.raster.width
+        if item.plan is not None and item.done is not None and not item.resumed
+        else 0
+        for item in items
+    ]
+    return [part / (sum(pixels) or 1) for part in pixels]
 
 
 def _predict_one(
@@ -352,7 +372,8 @@ def _jobs(inputs: list[Input], out: Path) -> list[Job]:
                 "rename one of them",
             )
         names[name] = source.path
-        jobs.append(Job(source.path, out / source.stem))
+        # A worker may stand elsewhere.
+        jobs.append(Job(source.path.absolute(), (out / source.stem).absolute()))
     return jobs
 
 
@@ -381,13 +402,14 @@ def _predict_many(
         packs = ((pack, request) for pack in batched(jobs, _PACK))
         for items, spans in run_many(executor, pack_task, packs):
             clock.meter.add(spans)
-            for item in items:
+            for item, share in zip(items, _shares(items), strict=True):
                 if item.error is not None:
                     fail(item.job.path, item.error)
                 elif item.done is None:
                     large.append(item)
                 else:
-                    runs[item.job.path] = _item_result(item, None, 0.0)
+                    part = spans.part(share)
+                    runs[item.job.path] = _item_result(item, part, part.seconds)
                     advance(runs[item.job.path].pixels)
         for item in large:
             assert item.plan is not None
@@ -440,7 +462,7 @@ def predict(
     """
     notify = progress or (lambda _done, _all: None)
     with convert_errors(out):
-        found = find_inputs(inputs)
+        found = find_inputs(inputs, out)
         if _is_single(inputs):
             return _predict_one(found[0], out, config, notify)
         return _predict_many(found, out, config, notify)
@@ -490,15 +512,21 @@ def estimate(inputs: list[Path], out: Path, config: PredictConfig) -> Iterator[d
     Raises
     ------
     TilenetError
-        As `predict` would, before it begins.
+        As `predict` would, before it begins. One of several inputs that fails has an ``error``.
     """
     with convert_errors(out):
-        found = find_inputs(inputs)
+        found = find_inputs(inputs, out)
         single = _is_single(inputs)
         if single:
             out = _named_output(out, config)
         request = _request(config, None)
         for source in found:
             job = Job(source.path, out if single else out / source.stem)
-            plan, _ = plan_for(job, request, named=single)
-            yield _estimate(plan, request.files)
+            try:
+                plan, name = plan_for(job, request, named=single)
+                finished = check_output(name, plan, overwrite=config.overwrite) is not None
+                yield _estimate(plan, request.files) | {"output": str(name), "finished": finished}
+            except (InputError, ModelError, OutputError) as error:
+                if single:
+                    raise
+                yield {"input": str(source.path), "error": error.as_dict()}

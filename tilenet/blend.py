@@ -141,7 +141,10 @@ class Decision:
         # Scores are float32 and truncated, so the threshold is treated the same way.
         level = math.floor(float(np.float32(self.threshold)) * (ONE >> self.bits))
         if not self.exact:
-            level -= ONE >> 23
+            granted = level - (ONE >> 23)
+            # A tiny threshold is still one: no evidence at all never reaches it.
+            bounded = self.activation != "none" and level > 0
+            level = max(granted, 1) if bounded else granted
         return min(max(level, -(1 << 31)), (1 << 31) - 1)
 
     def thresholded(self, channels: int) -> bool:

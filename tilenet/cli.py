@@ -132,16 +132,16 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         "value_range": _numbers(value_range, float, "--value-range"), "activation": activation,
     }  # fmt: skip
     options = load_config(config, {key: value for key, value in flags.items() if value is not None})
+    several = len(inputs) > 1 or inputs[0].is_dir()
     if dry_run:
         estimates = list(api.estimate(inputs, out, options))
-        document = {"estimate": estimates[0] if len(estimates) == 1 else estimates}
+        document = {"estimate": estimates if several else estimates[0]}
         _print(document if as_json else json.dumps(document["estimate"], indent=1))
-        return
+        raise typer.Exit(7 if any("error" in one for one in estimates) else 0)
     from tilenet.progress import ProgressBar
 
     with ProgressBar() as bar:
         result = api.predict(inputs, out, options, bar)
-    several = len(inputs) > 1 or inputs[0].is_dir()
     if as_json:
         _print(result.as_dict() if several else result.runs[0].as_dict())
     else:
@@ -213,7 +213,7 @@ def _stop(number: int, _frame: FrameType | None) -> None:
     )
 
 
-def _fail(error: TilenetError, arguments: list[str]) -> int:
+def _fail(error: TilenetError | InterruptError, arguments: list[str]) -> int:
     if "--debug" in arguments:
         traceback.print_exc()
     if "--json" in arguments:
@@ -245,8 +245,8 @@ def run(arguments: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
-        return int(app(arguments, standalone_mode=False) or 0)
-    except TilenetError as error:
+        return int(app(arguments or ["--help"], standalone_mode=False) or 0)
+    except (TilenetError, InterruptError) as error:
         return _fail(error, arguments)
     except _ClickError as error:
         where = f"tilenet {arguments[0]}" if arguments else "tilenet"

@@ -140,7 +140,12 @@ def load_config(path: Path | None, flags: dict[str, Any]) -> PredictConfig:
             keys = tomllib.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise UsageError(f"the config does not read: {error}", path, "correct it") from error
-    keys = {key.replace("-", "_"): value for key, value in keys.items()} | flags
+    keys = {key.replace("-", "_"): value for key, value in keys.items()}
+    if "model_config" in keys:  # a name that pydantic keeps for itself
+        keys["model_config_file"] = keys.pop("model_config")
+    if "no_skip" in keys:
+        keys["skip_nodata"] = not keys.pop("no_skip")
+    keys |= flags
     try:
         return PredictConfig.model_validate(keys)
     except ValidationError as error:

@@ -18,7 +18,8 @@ _MAX_LISTED = 50
 def show(result: str | dict[str, Any]) -> None:
     """Write a result on stdout; a document as JSON."""
     text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, indent=1)
-    sys.stdout.write(text + "\n")
+    # A file's name need not be text.
+    sys.stdout.write(text.encode(errors="backslashreplace").decode() + "\n")
 
 
 def complain(message: str) -> None:

@@ -10,8 +10,10 @@
     |-- ResourceError    6  disk, memory or device exhausted; resumable
     |-- InvalidError     7  finished, but some inputs or blocks are invalid
     |-- VerifyError      8  verification failed
-    |-- ClusterError     9  the cluster was lost; resumable
-    `-- InterruptError 130  stopped by a signal (143 for SIGTERM); resumable
+    `-- ClusterError     9  the cluster was lost; resumable
+
+    InterruptError     130  stopped by a signal (143 for SIGTERM); resumable. No Exception, so that
+                            nobody's `except Exception` takes it for a failure
 
 An error says *what* is wrong, *where*, and what to *do*; it prints as one line and survives
 pickling.
@@ -45,8 +47,8 @@ def one_line(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
 
 
-class TilenetError(Exception):
-    """Base class: `what` is wrong, `where`, and what to `do` about it.
+class _Clauses(BaseException):
+    """`what` is wrong, `where`, and what to `do` about it.
 
     Parameters
     ----------
@@ -74,6 +76,10 @@ class TilenetError(Exception):
     def as_dict(self) -> dict[str, object]:
         """Return the error as the JSON document that `--json` prints."""
         return {"code": self.code, "what": self.what, "where": self.where, "do": self.do}
+
+
+class TilenetError(_Clauses, Exception):
+    """Base class of what tilenet raises on purpose."""
 
 
 class UsageError(TilenetError):
@@ -124,12 +130,13 @@ class ClusterError(TilenetError):
     code = 9
 
 
-class InterruptError(TilenetError):
+class InterruptError(_Clauses):
     """Stopped by a signal; the same command resumes."""
 
     code = 130
 
 
+_PATH = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
 _EXHAUSTED = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -154,8 +161,10 @@ def convert_errors(where: object) -> Iterator[None]:
 
     Raises
     ------
+    OutputError
+        For paths that cannot be.
     ResourceError
-        For OSError and MemoryError.
+        For other OSErrors and MemoryError.
     ClusterError
         For errors of Dask's about lost workers and connections.
     """
@@ -164,6 +173,10 @@ def convert_errors(where: object) -> Iterator[None]:
     except MemoryError as error:
         raise ResourceError("out of memory", where, "use a smaller --tile or --block") from error
     except OSError as error:
+        if error.errno in _PATH:
+            raise OutputError(
+                error.strerror or str(error), error.filename or where, "choose another --out"
+            ) from error
         what = _EXHAUSTED.get(error.errno or 0, error.strerror or str(error))
         raise ResourceError(what, error.filename or where, "mend it; a rerun resumes") from error
     except Exception as error:

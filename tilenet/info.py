@@ -12,6 +12,7 @@ from typing import Any
 import rasterio
 
 import tilenet
+from tilenet.engine.output import read_sidecar
 from tilenet.errors import InputError, ModelError
 from tilenet.models.card import ModelCard
 from tilenet.models.contract import keeps_batch_contract
@@ -49,6 +50,28 @@ def _describe_mask(path: Path) -> dict[str, Any]:
     }
 
 
+def _describe_file(path: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """Describe a one-file mask by its header and the document beside it."""
+    found = open_raster(path, checked=False).info
+    names = plan.get("identity", {}).get("classes", [])
+    readers = ["GDAL", "QGIS", "rasterio", "rioxarray"] if found.driver == "GTiff" else ["any"]
+    return {
+        "kind": "mask",
+        "complete": plan.get("size") == path.stat().st_size,
+        "width": found.width,
+        "height": found.height,
+        "levels": len(found.levels),
+        "driver": found.driver,
+        "classes": {str(k): name for k, name in enumerate(names)},
+        "pixels": plan.get("pixels", {}),
+        "crs": found.georeference.crs_wkt,
+        "transform": found.georeference.transform,
+        "mpp": found.georeference.mpp,
+        "opens_in": readers,
+        "made_by": plan,
+    }
+
+
 def _describe_model(files: ModelFiles) -> dict[str, Any]:
     card: ModelCard = files.card
     shape = network_shape(files)
@@ -66,7 +89,7 @@ def _describe_model(files: ModelFiles) -> dict[str, Any]:
 
 
 def _describe_raster(path: Path) -> dict[str, Any]:
-    found = open_raster(path).info
+    found = open_raster(path, checked=False).info
     place = found.georeference
     bounds = None
     if place.transform is not None:
@@ -120,7 +143,10 @@ def describe(path: Path) -> dict[str, Any]:
         raise InputError("no such file or folder", path, "check the path")
     if path.suffix.lower() == ".onnx" or (path / "config.json").is_file():
         return _describe_model(find_model(str(path), None, {}))
-    return _describe_mask(path) if path.is_dir() else _describe_raster(path)
+    if path.is_dir():
+        return _describe_mask(path)
+    made_by = read_sidecar(path)
+    return _describe_raster(path) if made_by is None else _describe_file(path, made_by)
 
 
 def list_models() -> list[dict[str, Any]]:

@@ -1,13 +1,14 @@
-"""Silence one known warning of a library without disturbing other threads' filters."""
+"""Silence what libraries say of things that are no news: here, without touching other threads."""
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["ignoring"]
+__all__ = ["ignoring", "quiet_dask"]
 
 # `catch_warnings` swaps process-wide state, so two threads inside it restore each other's filters.
 _LOCK = threading.RLock()
@@ -19,3 +20,11 @@ def ignoring(category: type[Warning], message: str = "") -> Iterator[None]:
     with _LOCK, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message, category)
         yield
+
+
+def quiet_dask() -> None:
+    """Keep Dask's log to itself in this process: what it has to say ends up in our errors.
+
+    A worker's thread that waits for the device, for instance, is no event loop's fault.
+    """
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)

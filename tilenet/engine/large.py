@@ -10,8 +10,9 @@ from tilenet import durable
 from tilenet.engine.journal import BlockRecord, Journal
 from tilenet.engine.meter import Meter
 from tilenet.engine.output import (
+    PLAN,
     Finished,
-    differing,
+    check_in_progress,
     export,
     locked,
     plan_document,
@@ -22,12 +23,12 @@ from tilenet.engine.output import (
 )
 from tilenet.engine.plan import Plan
 from tilenet.engine.run import Executor, Progress, run_blocks
-from tilenet.engine.task import PLAN, STORE, STRIPS
+from tilenet.engine.task import STORE, STRIPS
 from tilenet.errors import OutputError
 from tilenet.sinks import MaskStore
 from tilenet.sources import open_raster
 
-__all__ = ["LargeResult", "plan_in_progress", "run_large"]
+__all__ = ["LargeResult", "run_large"]
 
 JOURNAL = "journal.jsonl"
 _UPPER = -1  # the journal's number for the levels that no block makes alone
@@ -52,29 +53,15 @@ class LargeResult:
     meter: Meter
 
 
-def plan_in_progress(out: Path) -> Plan | None:
-    """Return the plan of an unfinished run of this output, None if there is none that reads."""
-    try:
-        return Plan.load((run_folder(out) / PLAN).read_bytes())
-    except (OSError, ValueError):
-        return None
-
-
 def _adopt(plan: Plan, out: Path, folder: Path, *, overwrite: bool) -> Plan:
     """Return the plan to go on with; empties the folder for a new one.
 
     A resume keeps the blocks as they were cut; where raster and model lie may have changed.
     """
-    known = plan_in_progress(out)
-    if known is not None and known.hash == plan.hash:
+    known = check_in_progress(out, plan, overwrite=overwrite)
+    # Without its store, a journal is that of a run which was finished but for this folder.
+    if known is not None and known.hash == plan.hash and (folder / STORE).exists():
         return replace(plan, lattice=known.lattice)
-    if known is not None and not overwrite:
-        keys = ", ".join(differing(plan.identity(), known.identity()))
-        raise OutputError(
-            f"an unfinished run of this output differs in {keys}",
-            folder,
-            "give its options to resume it, or --overwrite to drop it",
-        )
     for name in (PLAN, JOURNAL):
         (folder / name).unlink(missing_ok=True)
     for name in (STORE, STRIPS):

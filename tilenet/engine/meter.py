@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 __all__ = ["Meter", "Spans", "peak_rss"]
@@ -77,6 +77,17 @@ class Spans:
         start = time.perf_counter()
         yield
         self.write += time.perf_counter() - start
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent in all."""
+        return self.read + self.write + sum(stop - start for start, stop in self.forward)
+
+    def part(self, share: float) -> Spans:
+        """Return what one of several took that were measured together."""
+        forward = [(0.0, share * sum(stop - start for start, stop in self.forward))]
+        return replace(self, forward=forward, read=share * self.read, write=share * self.write,
+                       strip_bytes=0, nonfinite=0)  # fmt: skip
 
     def close(self) -> Spans:
         """Note the memory; returns itself."""

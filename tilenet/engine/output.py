@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -31,20 +30,27 @@ from tilenet.sinks import (
 )
 
 __all__ = [
+    "PLAN",
     "Finished",
+    "check_in_progress",
     "check_output",
     "export",
     "locked",
     "plan_document",
+    "plan_in_progress",
     "publish",
+    "read_sidecar",
     "run_folder",
     "sidecar",
+    "sweep",
     "upper_levels",
 ]
 
 Read = Callable[[Window], NDArray[Any]]
 
 SIDECAR = ".tilenet.json"
+PLAN = "plan.json"
+"""Name of the plan in a run folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +81,24 @@ def sidecar(out: Path) -> Path:
     return out.with_name(out.name + SIDECAR)
 
 
+def _probabilities(out: Path) -> Path:
+    return out.with_name(f"{out.stem}.prob.tif")
+
+
+def _companions(out: Path, *, probabilities: bool) -> list[Path]:
+    """Return the files that belong to a one-file mask."""
+    beside = [sidecar(out), out.with_name(f"{out.name}.aux.xml")]
+    return [*beside, _probabilities(out)] if probabilities else beside
+
+
+def plan_in_progress(out: Path) -> Plan | None:
+    """Return the plan of an unfinished run of this output, None if there is none that reads."""
+    try:
+        return Plan.load((run_folder(out) / PLAN).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
 def plan_document(plan: Plan, done: Finished | None = None) -> bytes:
     """Return what a mask keeps of its plan: identity and figures, no paths and no times."""
     document: dict[str, Any] = {
@@ -92,6 +116,29 @@ def plan_document(plan: Plan, done: Finished | None = None) -> bytes:
             "blocks": done.blocks,
         }
     return json.dumps(document, sort_keys=True, indent=1).encode()
+
+
+def read_sidecar(out: Path) -> dict[str, Any] | None:
+    """Return what lies beside a one-file mask, None if that is nothing of ours."""
+    try:
+        found = json.loads(sidecar(out).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and "plan_hash" in found else None
+
+
+def _check_companions(out: Path, plan: Plan) -> None:
+    """Raise if what would lie beside the mask lies there already and is not ours."""
+    known = read_sidecar(out)
+    foreign = [
+        path for path in _companions(out, probabilities=plan.probabilities)
+        if path.exists() and (known is None or path == _probabilities(out))
+        and not (known is not None and "probabilities" in known)
+    ]  # fmt: skip
+    if foreign:
+        raise OutputError(
+            "a file beside the mask exists and is not tilenet's", foreign[0], "move it away"
+        )
 
 
 def _document(out: Path) -> dict[str, Any]:
@@ -124,9 +171,13 @@ def check_output(out: Path, plan: Plan, *, overwrite: bool) -> Finished | None:
         It is foreign, or another run's and not to be overwritten.
     """
     if not out.exists() and not out.is_symlink():
+        if plan.format != "zarr":
+            _check_companions(out, plan)
         return None
     document = _document(out)
     if overwrite:
+        if plan.format != "zarr":
+            _check_companions(out, plan)
         return None
     keys = differing(plan.identity(), document.get("identity", {}))
     if keys:
@@ -137,6 +188,35 @@ def check_output(out: Path, plan: Plan, *, overwrite: bool) -> Finished | None:
         )
     pixels = {int(k): v for k, v in document["pixels"].items()}
     return Finished(pixels, document["tiles"], document["tiles_skipped"], document["blocks"])
+
+
+def check_in_progress(out: Path, plan: Plan, *, overwrite: bool) -> Plan | None:
+    """Return the plan of an unfinished run of this output, if there is one.
+
+    Raises
+    ------
+    OutputError
+        It is another run's and not to be overwritten.
+    """
+    known = plan_in_progress(out)
+    if known is None or overwrite:
+        return known
+    keys = differing(plan.identity(), known.identity())
+    if keys:
+        raise OutputError(
+            f"an unfinished run of this output differs in {', '.join(keys)}",
+            run_folder(out),
+            "give its options to resume it, or --overwrite to drop it",
+        )
+    return known
+
+
+def sweep(out: Path, plan: Plan) -> None:
+    """Remove the run folder that a crash left beside this plan's finished output."""
+    known = plan_in_progress(out)
+    if known is not None and known.hash == plan.hash:
+        with locked(run_folder(out)):
+            remove_run_folder(run_folder(out))
 
 
 @contextmanager
@@ -156,6 +236,12 @@ def locked(folder: Path) -> Iterator[None]:
             raise OutputError(
                 "another run is writing this output", folder, "wait for it, or choose another --out"
             ) from error
+        if not (folder / "lock").exists() or not os.path.samestat(
+            os.fstat(fd), (folder / "lock").stat()
+        ):
+            raise OutputError(
+                "another run has just finished this output", folder, "look at it, or run again"
+            )
         yield
     finally:
         os.close(fd)
@@ -177,30 +263,43 @@ def upper_levels(store: MaskStore, first: int) -> list[StoredChunk]:
     return stored
 
 
-def _make_room(out: Path, folder: Path, *, overwrite: bool) -> None:
-    """Move an old output of ours aside, into the run folder."""
-    if not overwrite:
-        return
-    for old in (out, sidecar(out)):
-        if old.exists():
-            aside = folder / "replaced"
-            aside.mkdir(exist_ok=True)
-            old.replace(aside / old.name)
+@contextmanager
+def _making_room(out: Path, *, overwrite: bool) -> Iterator[None]:
+    """Move an old output of ours aside, into the run folder; back if its successor fails."""
+    moved: list[Path] = []
+    if overwrite and out.exists():
+        known = read_sidecar(out) or {}
+        parts = [out, *_companions(out, probabilities="probabilities" in known)]
+        moved = [path for path in parts if path.exists()]
+    aside = run_folder(out) / "replaced"
+    if moved:
+        aside.mkdir(parents=True, exist_ok=True)
+    try:
+        for path in moved:
+            path.replace(aside / path.name)
+        yield
+    except BaseException:
+        for path in moved:
+            if (aside / path.name).exists():
+                (aside / path.name).replace(path)
+        raise
 
 
 def publish(store: Path, out: Path, *, overwrite: bool) -> None:
     """Give a finished store its final name."""
-    _make_room(out, store.parent, overwrite=overwrite)
-    try:
-        durable.rename(store, out)
-    except OSError as error:
-        raise OutputError(f"cannot be renamed: {error.strerror}", out, "is it busy?") from error
+    with _making_room(out, overwrite=overwrite):
+        try:
+            durable.rename(store, out)
+        except OSError as error:
+            raise OutputError(f"cannot be renamed: {error.strerror}", out, "is it busy?") from error
 
 
 def export(
     plan: Plan, read: Read, read_probabilities: Read, out: Path, done: Finished, *, overwrite: bool
 ) -> None:
-    """Write a mask as one file, read it back, and put the run's document beside it.
+    """Write a mask as one file, read back, with the run's document beside it.
+
+    The document comes first and the mask last: whatever a crash leaves is known as ours.
 
     Parameters
     ----------
@@ -209,27 +308,35 @@ def export(
     read, read_probabilities : callable
         From a window to (h, w) classes and (K, h, w) probabilities.
     out : Path
-        The file; its run folder exists if something is to be replaced.
+        The file; its run folder exists.
     done : Finished
         Figures for the document.
     overwrite : bool
         Replace an output of ours.
     """
-    _make_room(out, run_folder(out), overwrite=overwrite)
-    if plan.format == "png":
-        whole = Window(0, 0, plan.raster.height, plan.raster.width)
-        write_png(read(whole), plan.spec, out)
-        written = {"sha256": hashlib.sha256(out.read_bytes()).hexdigest(),
-                   "size": out.stat().st_size}  # fmt: skip
-    else:
-        written = write_geotiff(read, plan.spec, out)
-    document = json.loads(plan_document(plan, done)) | written
-    if plan.probabilities:
-        probabilities = out.with_name(f"{out.stem}.prob.tif")
-        document["probabilities"] = write_probabilities(
-            read_probabilities, plan.spec, probabilities
-        )
-    durable.write(sidecar(out), json.dumps(document, sort_keys=True, indent=1).encode())
+    document = json.loads(plan_document(plan, done))
+
+    def note(written: dict[str, Any]) -> None:
+        text = json.dumps(document | written, sort_keys=True, indent=1)
+        durable.write(sidecar(out), text.encode())
+
+    with _making_room(out, overwrite=overwrite):
+        try:
+            if plan.probabilities:
+                document["probabilities"] = {}
+                note({})
+                document["probabilities"] = write_probabilities(
+                    read_probabilities, plan.spec, _probabilities(out)
+                )
+            if plan.format == "png":
+                whole = Window(0, 0, plan.raster.height, plan.raster.width)
+                write_png(read(whole), plan.spec, out, note)
+            else:
+                write_geotiff(read, plan.spec, out, note)
+        except BaseException:
+            for path in _companions(out, probabilities=plan.probabilities):
+                path.unlink(missing_ok=True)
+            raise
 
 
 def remove_run_folder(folder: Path) -> None:

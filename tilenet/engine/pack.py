@@ -17,15 +17,18 @@ from tilenet.engine.journal import BlockRecord, encode
 from tilenet.engine.meter import Spans
 from tilenet.engine.output import (
     Finished,
+    check_in_progress,
     check_output,
     export,
+    locked,
     plan_document,
     publish,
     run_folder,
+    sweep,
     upper_levels,
 )
 from tilenet.engine.plan import Format, Plan, make_plan
-from tilenet.engine.task import class_pixels, session_for
+from tilenet.engine.task import STORE, class_pixels, session_for
 from tilenet.errors import TilenetError
 from tilenet.geometry import Window
 from tilenet.models.session import NetworkShape, Setup
@@ -204,23 +207,23 @@ def _write(loaded: _Loaded, config: PredictConfig, spans: Spans) -> Finished:
         1,
     )
     folder = run_folder(out)
-    if plan.format == "zarr" or out.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-    try:
-        if plan.format == "zarr":
-            _write_store(plan, done, finished, folder)
-            publish(folder / "store", out, overwrite=config.overwrite)
-        else:
-            export(
-                plan,
-                lambda window: done.mask[window.slices()],
-                lambda window: _planes(done, window),
-                out,
-                finished,
-                overwrite=config.overwrite,
-            )
-    finally:
-        if folder.exists():
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        check_in_progress(out, plan, overwrite=config.overwrite)
+        try:
+            if plan.format == "zarr":
+                _write_store(plan, done, finished, folder)
+                publish(folder / STORE, out, overwrite=config.overwrite)
+            else:
+                export(
+                    plan,
+                    lambda window: done.mask[window.slices()],
+                    lambda window: _planes(done, window),
+                    out,
+                    finished,
+                    overwrite=config.overwrite,
+                )
+        finally:
             shutil.rmtree(folder)
     return finished
 
@@ -231,7 +234,7 @@ def _planes(done: Forwarded, window: Window) -> NDArray[Any]:
 
 
 def _write_store(plan: Plan, done: Forwarded, finished: Finished, folder: Path) -> None:
-    root = folder / "store"
+    root = folder / STORE
     if root.exists():
         shutil.rmtree(root)
     store = MaskStore(root, plan.spec)
@@ -281,6 +284,8 @@ def pack_task(
             item.plan, item.out = plan, out
             item.done = check_output(out, plan, overwrite=request.config.overwrite)
             item.resumed = item.done is not None
+            if item.resumed:
+                sweep(out, plan)
             if not item.resumed and plan.lattice.blocks == 1:
                 out.parent.mkdir(parents=True, exist_ok=True)
                 pack.append(_load(item, plan, out, spans))

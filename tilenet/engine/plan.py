@@ -30,6 +30,7 @@ _LOCAL_TILE, _LOCAL_OVERLAP = 1024, 256
 _UNKNOWN_TILE = 512
 _BLOCK_CHUNKS = (4, 2)
 _MAX_BLOCK_SUMS_BYTES = 1 << 30
+_MAX_PNG_PIXELS = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +238,7 @@ def make_plan(
     ModelError
         The raster's bands are not the model's.
     UsageError
-        Tile and overlap do not fit.
+        Tile and overlap do not fit, or the format does not.
     """
     if len(raster.bands) != shape.bands:
         raise ModelError(
@@ -246,6 +247,8 @@ def make_plan(
             raster.path,
             "choose with --bands, counted from 1",
         )
+    if output == "png" and raster.height * raster.width > _MAX_PNG_PIXELS:
+        raise UsageError("too large for a PNG, which is made in memory", raster.path, "use .tif")
     choice = choose_tile(files, shape, config)
     if config.block is not None:
         core_rows = core_cols = config.block

@@ -7,11 +7,11 @@ and `processes:N` or `tcp://…` through the same code on others.
 
 from __future__ import annotations
 
-import logging
 import queue
 import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,8 +21,9 @@ from tilenet.engine.journal import BlockRecord, Journal
 from tilenet.engine.meter import Meter
 from tilenet.engine.plan import Plan
 from tilenet.engine.task import STRIPS, forward_task, join_task
-from tilenet.errors import ClusterError, UsageError
+from tilenet.errors import ClusterError, TilenetError, UsageError, convert_errors
 from tilenet.memory import return_large_arrays
+from tilenet.quiet import quiet_dask
 
 __all__ = ["Executor", "open_executor", "run_blocks", "run_many", "worker_count"]
 
@@ -34,6 +35,8 @@ THREADS = 3
 
 _FORWARDS_PER_WORKER = 2
 _MAX_JOINS = 16
+_LOOK, _GRACE = 5.0, 30.0  # seconds between looks at the cluster; without workers at the most
+_RESUMES = "a rerun resumes"
 _FEW_BLOCKS = 256  # importing distributed and its cluster cost 1 s, 30 MB and 1 ms a task
 
 
@@ -43,9 +46,12 @@ class Executor(Protocol):
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Start a task; returns a future with `result` and `add_done_callback`."""
 
+    def check(self) -> None:
+        """Raise ClusterError if the workers have been gone for some time."""
+
     @property
     def workers(self) -> int:
-        """How many processes run tasks."""
+        """How many processes run tasks, as far as is known."""
 
 
 class _Threads:
@@ -59,6 +65,9 @@ class _Threads:
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return self._pool.submit(function, *arguments)
 
+    def check(self) -> None:
+        pass
+
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -68,13 +77,60 @@ class _Dask:
 
     def __init__(self, client: Any) -> None:
         self._client = client
-
-    @property
-    def workers(self) -> int:
-        return max(1, len(self._client.nthreads()))
+        self._looked = time.monotonic()
+        self._alive = self._looked
+        self.workers = max(1, len(client.nthreads()))
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return self._client.submit(function, *arguments, pure=False)
+        return self._client.submit(_as_value, function, *arguments, pure=False)
+
+    def check(self) -> None:
+        now = time.monotonic()
+        if now - self._looked < _LOOK:
+            return
+        self._looked = now
+        try:
+            count = len(self._client.nthreads()) if self._client.status == "running" else 0
+        except (OSError, TimeoutError):  # the connection is being lost
+            count = 0
+        if count:
+            self.workers, self._alive = count, now
+        elif now - self._alive > _GRACE:
+            raise ClusterError("the workers or the scheduler are gone", "--scheduler", _RESUMES)
+
+
+def _as_value(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a task on a worker; its error travels as a value.
+
+    Dask cannot pickle an error whose cause is GDAL's, and logs every one that is raised.
+    """
+    try:
+        with convert_errors("a worker"):
+            return function(*arguments)
+    except TilenetError as error:
+        error.__cause__ = error.__context__ = None
+        return error.with_traceback(None)
+
+
+def _result(future: Any) -> Any:
+    """Return what a task gave, or raise what it could not do."""
+    try:
+        result = future.result()
+    except CancelledError as error:
+        raise ClusterError("a task was lost", "--scheduler", _RESUMES) from error
+    if isinstance(result, TilenetError):
+        raise result
+    return result
+
+
+def _next(done: queue.SimpleQueue[Any], executor: Executor) -> Any:
+    """Wait for a future; raises if whoever should finish it is gone."""
+    while True:
+        executor.check()
+        try:
+            return done.get(timeout=_LOOK)
+        except queue.Empty:
+            continue
 
 
 def _parse(scheduler: str) -> tuple[str, int]:
@@ -131,8 +187,7 @@ def open_executor(scheduler: str, tasks: int) -> Iterator[Executor]:
         return
     import distributed
 
-    # A worker's thread waits for the device while another computes; that is no event loop's fault.
-    logging.getLogger("distributed").setLevel(logging.ERROR)
+    quiet_dask()
     options: dict[str, Any] = {
         "threads_per_worker": THREADS, "memory_limit": 0,
         # Dask's own counters, on loopback only and on whatever port is free.
@@ -144,7 +199,9 @@ def open_executor(scheduler: str, tasks: int) -> Iterator[Executor]:
                 n_workers=1, processes=False, protocol="inproc", **options
             )
         elif kind == "processes":
-            cluster = distributed.LocalCluster(n_workers=number, host="127.0.0.1", **options)
+            cluster = distributed.LocalCluster(
+                n_workers=number, host="127.0.0.1", preload=["tilenet.engine.worker"], **options
+            )
         else:
             cluster = None
         client = distributed.Client(cluster or scheduler, timeout=15, set_as_default=False)
@@ -152,7 +209,7 @@ def open_executor(scheduler: str, tasks: int) -> Iterator[Executor]:
         raise ClusterError(f"no answer: {error}", scheduler, "is the scheduler running?") from error
     try:
         client.wait_for_workers(1, timeout=60)
-        if kind != "local":
+        if kind == "address":
             client.run(return_large_arrays)
         yield _Dask(client)
     except TimeoutError as error:
@@ -237,11 +294,11 @@ class _Tasks:
     def finished(self) -> Iterator[tuple[Callable[..., Any], Any]]:
         """Wait for a task; yield it and all others that are done, with their results."""
         if self._running:
-            futures = [self._done.get()]
+            futures = [_next(self._done, self._executor)]
             while not self._done.empty():
                 futures.append(self._done.get())
             for future in futures:
-                yield self._running.pop(future), future.result()
+                yield self._running.pop(future), _result(future)
 
 
 def run_blocks(
@@ -320,5 +377,5 @@ def run_many(
             running += 1
         if not running:
             return
-        yield done.get().result()
+        yield _result(_next(done, executor))
         running -= 1

@@ -21,6 +21,7 @@ from tilenet.engine import spill
 from tilenet.engine.block import BlockJob, Forwarded, drive, join, read_window
 from tilenet.engine.journal import BlockRecord
 from tilenet.engine.meter import Spans
+from tilenet.engine.output import PLAN
 from tilenet.engine.plan import Plan
 from tilenet.geometry import Window
 from tilenet.models.session import Session, Setup, open_session
@@ -29,10 +30,10 @@ from tilenet.pyramid import halve
 from tilenet.sinks import MaskStore, StoredChunk
 from tilenet.sources import Raster
 
-__all__ = ["PLAN", "STORE", "STRIPS", "Worker", "class_pixels", "forward_task", "join_task",
+__all__ = ["STORE", "STRIPS", "Worker", "class_pixels", "forward_task", "join_task",
            "session_for"]  # fmt: skip
 
-PLAN, STORE, STRIPS = "plan.json", "store", "strips"
+STORE, STRIPS = "store", "strips"
 """Names in the run folder."""
 
 _sessions: dict[tuple[str, Setup, str], Session] = {}

@@ -13,10 +13,11 @@ from pydantic import (
     Field,
     FiniteFloat,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
-from tilenet.blend import Activation
+from tilenet.blend import LIMIT_BITS, Activation
 from tilenet.classes import ClassInfo, default_classes
 from tilenet.errors import ModelError
 
@@ -49,7 +50,8 @@ class ModelCard(BaseModel):
         Short name.
     classes : list
         ``{"id", "name", "color"}``; ids are 0, 1, 2 … in order. A one-channel network has two
-        classes, a sigmoid network with K > 1 channels has K + 1.
+        classes, a sigmoid network with K > 1 channels has K + 1. One class alone stands on a
+        background, which becomes class 0.
     bands : int or list of str
         How many bands the network takes, or their names.
     value_range : tuple of float
@@ -92,6 +94,13 @@ class ModelCard(BaseModel):
     mpp: FiniteFloat | None = None
     ground_resolution: FiniteFloat | None = None
 
+    @field_validator("classes")
+    @classmethod
+    def _on_background(cls, classes: tuple[_Class, ...]) -> tuple[_Class, ...]:
+        if len(classes) != 1:
+            return classes
+        return _Class(id=0, name="background"), classes[0].model_copy(update={"id": 1})
+
     @model_validator(mode="after")
     def _consistent(self) -> ModelCard:
         if not 1 <= len(self.classes) <= 255:
@@ -105,6 +114,8 @@ class ModelCard(BaseModel):
         for key, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.band_count):
                 raise ValueError(f"{key}: give 1 or {self.band_count} numbers")
+        if self.activation == "none" and abs(self.threshold) >= 1 << LIMIT_BITS:
+            raise ValueError(f"threshold: scores without activation end at ±{1 << LIMIT_BITS}")
         if min(self.std) <= 0:
             raise ValueError("std: must be above 0")
         return self
@@ -136,6 +147,10 @@ class ModelCard(BaseModel):
 
     def check_channels(self, channels: int, where: str) -> None:
         """Raise ModelError unless a network with so many output channels fits the classes."""
+        if channels == 1 and self.activation == "softmax":
+            raise ModelError(
+                "softmax over one output channel is 1 everywhere", where, "set activation sigmoid"
+            )
         several = self.activation == "sigmoid" or channels == 1
         wanted = channels + 1 if several else channels
         if len(self.classes) != wanted:

@@ -90,10 +90,11 @@ def _hash(*parts: Path | bytes) -> str:
 
 def _identity(files: ModelFiles) -> ModelFiles:
     card = files.card.model_dump_json(
-        include={"classes", "bands", "value_range", "mean", "std", "activation"}
+        include={"classes", "bands", "value_range", "mean", "std", "activation", "margin"}
     ).encode()
     config = json.dumps(files.config, sort_keys=True).encode()
-    return replace(files, sha256=_hash(files.weights, config, card))
+    weights = files.weights.absolute()  # a worker may stand elsewhere
+    return replace(files, weights=weights, sha256=_hash(weights, config, card))
 
 
 def _from_folder(folder: Path, card_path: Path | None, overrides: dict[str, Any]) -> ModelFiles:

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from tilenet.geometry import Georeference, Window
 from tilenet.pyramid import halve
 from tilenet.quiet import ignoring
 from tilenet.sinks.pam import class_table
-from tilenet.sinks.spec import MaskSpec
+from tilenet.sinks.spec import Before, MaskSpec
 
 __all__ = ["Read", "write_geotiff", "write_probabilities"]
 
@@ -72,7 +73,9 @@ _COG = {
 }
 
 
-def write_geotiff(read: Read, spec: MaskSpec, out: Path) -> dict[str, Any]:
+def write_geotiff(
+    read: Read, spec: MaskSpec, out: Path, before: Before = lambda _written: None
+) -> dict[str, Any]:
     """Write the mask as a COG with palette, class names, nodata 255 and majority overviews.
 
     Class names go into `NAME.tif.aux.xml` too, where GDAL and QGIS look for them. Memory does not
@@ -86,6 +89,8 @@ def write_geotiff(read: Read, spec: MaskSpec, out: Path) -> dict[str, Any]:
         The mask; its georeference is carried over exactly.
     out : Path
         Name of the file; replaced if it exists.
+    before : callable, optional
+        Called with what is returned, just before the file gets its name.
 
     Returns
     -------
@@ -107,7 +112,8 @@ def write_geotiff(read: Read, spec: MaskSpec, out: Path) -> dict[str, Any]:
         dst.update_tags(1, **{f"CLASS_{c.id}": c.name for c in spec.classes})
 
     profile = {"count": 1, "nodata": NODATA}
-    return _export(read, spec, out, profile, describe, class_table(spec.classes))
+    kind = _Kind(profile, describe, class_table(spec.classes), majority=True)
+    return _export(read, spec, out, kind, before)
 
 
 def write_probabilities(read: Read, spec: MaskSpec, out: Path) -> dict[str, Any]:
@@ -123,43 +129,50 @@ def write_probabilities(read: Read, spec: MaskSpec, out: Path) -> dict[str, Any]
         dst.scales = [1 / 255] * len(spec.channels)
 
     profile = {"count": len(spec.channels), "interleave": "band"}
-    return _export(read, spec, out, profile, describe, None)
+    kind = _Kind(profile, describe, None, majority=False)
+    return _export(read, spec, out, kind, lambda _written: None)
 
 
-def _export(
-    read: Read,
-    spec: MaskSpec,
-    out: Path,
-    profile: dict[str, Any],
-    describe: Callable[[Any], None],
-    sidecar: bytes | None,
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What a mask's and a probabilities' file differ in."""
+
+    profile: dict[str, Any]
+    describe: Callable[[Any], None]
+    sidecar: bytes | None
+    majority: bool
+
+
+def _export(read: Read, spec: MaskSpec, out: Path, kind: _Kind, before: Before) -> dict[str, Any]:
     shape = {"height": spec.height, "width": spec.width, "dtype": "uint8"}
-    profile = {**shape, **profile, **_place(spec.georeference)}
+    profile = {**shape, **kind.profile, **_place(spec.georeference)}
     with rasterio.Env(**_GDAL), _failures(out):
         if max(spec.height, spec.width) <= _BLOCK:
             with MemoryFile(ext=".tif") as file:
-                written = _fill(file.name, read, spec, {**profile, **_COG}, describe)
+                written = _fill(file.name, read, spec, {**profile, **_COG}, kind.describe)
                 _compare(file.name, spec, written)
                 data = file.read()
-            with _beside(out, sidecar):
+            result = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+            before(result)
+            with _beside(out, kind.sidecar):
                 durable.write(out, data)
-            return {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+            return result
         # Failures are judged inside too: once the folder is gone, the disk is no longer full.
         with tempfile.TemporaryDirectory(**_hidden(out)) as name, _failures(out):
             folder = Path(name)
             plain, final = folder / "plain.tif", folder / "cog.tif"
-            written = _fill(str(plain), read, spec, {**profile, **_PLAIN}, describe)
-            source = _with_overviews(plain) if profile["count"] == 1 else plain
+            written = _fill(str(plain), read, spec, {**profile, **_PLAIN}, kind.describe)
+            source = _with_overviews(plain) if kind.majority else plain
             rasterio.shutil.copy(str(source), str(final), overview_resampling="AVERAGE", **_COG)
             _compare(str(final), spec, written)
             with final.open("rb") as opened:
                 os.fsync(opened.fileno())
                 digest = hashlib.file_digest(opened, "sha256").hexdigest()
-            size = final.stat().st_size
-            with _beside(out, sidecar):
+            result = {"sha256": digest, "size": final.stat().st_size}
+            before(result)
+            with _beside(out, kind.sidecar):
                 durable.rename(final, out)
-            return {"sha256": digest, "size": size}
+            return result
 
 
 def _with_overviews(plain: Path) -> Path:

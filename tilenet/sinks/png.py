@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from pathlib import Path
 
@@ -12,12 +13,14 @@ from PIL import Image
 from tilenet import durable
 from tilenet.classes import NODATA
 from tilenet.errors import OutputError
-from tilenet.sinks.spec import MaskSpec
+from tilenet.sinks.spec import Before, MaskSpec
 
 __all__ = ["write_png"]
 
 
-def write_png(mask: NDArray[np.uint8], spec: MaskSpec, out: Path) -> None:
+def write_png(
+    mask: NDArray[np.uint8], spec: MaskSpec, out: Path, before: Before = lambda _written: None
+) -> None:
     """Write `mask` as an 8-bit palette PNG: index = class id, 255 transparent.
 
     The file is decoded and compared before it gets its name, and is on disk when the call returns.
@@ -30,6 +33,8 @@ def write_png(mask: NDArray[np.uint8], spec: MaskSpec, out: Path) -> None:
         Classes and colours.
     out : Path
         Name of the file.
+    before : callable, optional
+        Called with the file's `sha256` and `size` just before it gets its name.
 
     Raises
     ------
@@ -48,4 +53,6 @@ def write_png(mask: NDArray[np.uint8], spec: MaskSpec, out: Path) -> None:
     with Image.open(buffer) as written:
         if not np.array_equal(np.asarray(written), mask):
             raise OutputError("the PNG does not decode to the mask", out, "try another format")
-    durable.write(out, buffer.getvalue())
+    data = buffer.getvalue()
+    before({"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)})
+    durable.write(out, data)

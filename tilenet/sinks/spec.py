@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from tilenet.classes import NODATA, ClassInfo
 from tilenet.geometry import Georeference
 
-__all__ = ["ArrayLayout", "Level", "MaskSpec", "ZarrFormat", "zarr_format_for"]
+__all__ = ["ArrayLayout", "Before", "Level", "MaskSpec", "ZarrFormat", "zarr_format_for"]
 
 ZarrFormat = Literal[2, 3]
 Level = tuple[str, int, int, int]
 """Array path, factor, height, width of one pyramid level."""
+
+Before = Callable[[dict[str, Any]], None]
+"""Called with what is known of a file (`sha256`, `size`) just before it gets its name."""
 
 
 def zarr_format_for(georeference: Georeference) -> ZarrFormat:

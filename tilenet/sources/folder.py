@@ -32,32 +32,51 @@ class Input:
     stem: Path
 
 
-def _in_folder(folder: Path) -> list[Input]:
+def _is_mask(path: Path) -> bool:
+    """Whether tilenet made the file: its document lies beside it (or beside its mask)."""
+    stem = path.name.removesuffix(".prob.tif")
+    endings = ("",) if stem == path.name else (".tif", ".png")
+    return any(path.with_name(f"{stem}{end}.tilenet.json").exists() for end in endings)
+
+
+def _in_folder(folder: Path, out: Path) -> list[Input]:
+    inside = out.absolute() if out.absolute() != folder.absolute() else None
     found = [
         Input(path, path.relative_to(folder).with_suffix(""))
         for path in sorted(folder.rglob("*"))
         if path.suffix.lower() in SUFFIXES
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and inside not in path.absolute().parents
+        and not _is_mask(path)
     ]
     if not found:
         raise InputError("no rasters in the folder", folder, "known endings: .tif .png .jpg .jp2 …")
     return found
 
 
-def find_inputs(paths: list[Path]) -> list[Input]:
+def find_inputs(paths: list[Path], out: Path) -> list[Input]:
     """Return the rasters that files and folders (searched recursively) name, in order.
+
+    One of several that does not exist is returned too: opening it says so, and the others go on.
+
+    Parameters
+    ----------
+    paths : list of Path
+        Rasters and folders.
+    out : Path
+        Where masks go. What lies there is no input, nor is any other mask of tilenet's in a folder.
 
     Raises
     ------
     InputError
-        A path does not exist or a folder holds no raster.
+        The only path does not exist, or a folder holds no raster.
     """
     inputs: list[Input] = []
     for path in paths:
         if path.is_dir():
-            inputs += _in_folder(path)
-        elif path.exists():
+            inputs += _in_folder(path, out)
+        elif path.exists() or len(paths) > 1:
             inputs.append(Input(path, Path(path.stem)))
         else:
             raise InputError("no such file or folder", path, "check the path")

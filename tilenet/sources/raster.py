@@ -14,10 +14,10 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio._path import _UnparsedPath
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader
 
-from tilenet.errors import InputError
+from tilenet.errors import InputError, TilenetError
 from tilenet.geometry import Georeference, Window, reflect
 from tilenet.quiet import ignoring
 
@@ -206,7 +206,9 @@ def _check(path: str, dataset: Any, bands: tuple[int, ...]) -> None:
             )
 
 
-def _describe(path: str, dataset: Any, bands: tuple[int, ...] | None, level: int) -> RasterInfo:
+def _describe(
+    path: str, dataset: Any, bands: tuple[int, ...] | None, level: int, *, checked: bool
+) -> RasterInfo:
     if bands is None:
         bands = tuple(
             b for b in range(1, dataset.count + 1)
@@ -214,7 +216,8 @@ def _describe(path: str, dataset: Any, bands: tuple[int, ...] | None, level: int
         )  # fmt: skip
     if not bands:
         raise InputError("no bands", path)
-    _check(path, dataset, bands)
+    if checked:
+        _check(path, dataset, bands)
     levels = _levels(path, dataset)
     if not 0 <= level < len(levels):
         raise InputError(f"no level {level}", path, f"the file has levels 0 to {len(levels) - 1}")
@@ -297,7 +300,7 @@ class Raster:
         try:
             with _environment():
                 pixels, valid = self._read(box, fill)
-        except RasterioError as error:
+        except Exception as error:  # GDAL's own classes are neither RasterioError nor OSError
             raise InputError(
                 f"pixels cannot be read: {error}", f"{self.info.path} {box}", "check the file"
             ) from error
@@ -350,9 +353,7 @@ def _invalid_values(
             continue
         if np.isnan(value):
             same = np.isnan(pixels[band])
-        elif pixels.dtype.kind in "iu" and (
-            value != int(value) or not np.can_cast(np.min_scalar_type(int(value)), pixels.dtype)
-        ):
+        elif pixels.dtype.kind in "iu" and not _holds(pixels.dtype, value):
             continue  # a nodata value that the pixels cannot hold marks nothing
         else:
             same = pixels[band] == np.asarray(value).astype(pixels.dtype)
@@ -363,7 +364,18 @@ def _invalid_values(
     return invalid
 
 
-def open_raster(path: str | Path, bands: tuple[int, ...] | None = None, level: int = 0) -> Raster:
+def _holds(dtype: np.dtype[Any], value: float) -> bool:
+    limits = np.iinfo(dtype)
+    return limits.min <= value <= limits.max and value == int(value)
+
+
+def open_raster(
+    path: str | Path,
+    bands: tuple[int, ...] | None = None,
+    level: int = 0,
+    *,
+    checked: bool = True,
+) -> Raster:
     """Open a raster and look at its header.
 
     Parameters
@@ -374,6 +386,8 @@ def open_raster(path: str | Path, bands: tuple[int, ...] | None = None, level: i
         Bands from 1, in the order the model wants them; default all but alpha.
     level : int
         Pyramid index.
+    checked : bool
+        Whether the pixels must be of a kind that a network can take.
 
     Raises
     ------
@@ -381,14 +395,19 @@ def open_raster(path: str | Path, bands: tuple[int, ...] | None = None, level: i
         The file is missing, no raster of a known format, or of a kind of pixel that is no image.
     """
     name = str(path)
+    if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
+        raise InputError("the name is not UTF-8", name, "rename the file")
     if not Path(path).exists():
         raise InputError("no such file", name, "check the path")
     if not Path(path).is_file():
         raise InputError("not a regular file", name, "give a raster or a folder of rasters")
     try:
         with _environment(), _open(name, 0) as dataset:
-            return Raster(_describe(name, dataset, bands, level))
-    except (RasterioError, OSError) as error:
+            found = _describe(str(Path(path).absolute()), dataset, bands, level, checked=checked)
+            return Raster(found)
+    except TilenetError:
+        raise
+    except Exception as error:  # GDAL's own classes are neither RasterioError nor OSError
         raise InputError(
             f"not a raster that can be read: {error}", name, "check the file"
         ) from error

@@ -1,0 +1,298 @@
+"""What a crash, a foreign file or a failure leaves at the mask's path, and what a rerun does."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import networks
+import numpy as np
+import pytest
+import rasterio
+from rasters import picture, write_image, write_tif
+
+from tilenet.api import predict
+from tilenet.cli import run as command_line
+from tilenet.config import PredictConfig
+from tilenet.engine import large, output
+from tilenet.engine.output import locked, run_folder
+from tilenet.errors import OutputError, ResourceError
+
+# rasterio says so of every plain image that is opened; that is what these are.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Dataset has no geotransform:rasterio.errors.NotGeoreferencedWarning"
+)
+
+BLOCKS = {"tile": 64, "overlap": 16, "chunk": 64, "block": 64, "precision": "fp32"}
+ONE_BLOCK = BLOCKS | {"block": 256}
+
+
+class Crash(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return networks.positional(tmp_path_factory.mktemp("model") / "m.onnx")
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_tif(tmp_path / "a.tif", picture(150, 200), georeferenced=True)
+
+
+def run(source, out, model, **options):
+    [result] = predict([source], out, PredictConfig(model=str(model), **BLOCKS | options)).runs
+    return result
+
+
+def crash(*_arguments, **_options):
+    raise Crash
+
+
+def pixels(result):
+    return {c.id: c.pixels for c in result.classes}
+
+
+def mask_of(path):
+    with rasterio.open(path) as src:
+        return src.read(1)
+
+
+# -- crashes
+
+
+@pytest.mark.parametrize("then", ["finished", "overwritten", "removed"])
+def test_a_crash_after_the_rename(source, model, tmp_path, monkeypatch, then):
+    import shutil
+
+    import zarr
+
+    out = tmp_path / "x.zarr"
+    with monkeypatch.context() as patch:
+        patch.setattr(large, "remove_run_folder", crash)
+        with pytest.raises(Crash):
+            run(source, out, model)
+    before = zarr.open_group(out, mode="r")["mask"][...]
+    if then == "removed":
+        shutil.rmtree(out)
+    result = run(source, out, model, overwrite=then == "overwritten")
+    assert result.blocks_resumed == (12 if then == "finished" else 0)
+    mask = zarr.open_group(out, mode="r")["mask"][...]
+    assert np.array_equal(mask, before)
+    assert pixels(result) == {k: int((mask == k).sum()) for k in range(len(pixels(result)))}
+    assert not run_folder(out).exists()
+
+
+@pytest.mark.parametrize("name", ["x.tif", "x.png"])
+@pytest.mark.parametrize("probabilities", [False, True])
+@pytest.mark.parametrize("blocks", [BLOCKS, ONE_BLOCK], ids=["blocks", "block"])
+def test_a_crash_before_the_file_has_its_name(
+    source, model, tmp_path, monkeypatch, name, probabilities, blocks
+):
+    out, options = tmp_path / name, blocks | {"probabilities": probabilities}
+    with monkeypatch.context() as patch:
+        # The process is gone: what it would still tidy up stays.
+        patch.setattr(output, "write_geotiff", crash)
+        patch.setattr(output, "write_png", crash)
+        patch.setattr(type(out), "unlink", lambda *_a, **_k: None)
+        with pytest.raises(Crash):
+            run(source, out, model, **options)
+    assert not out.exists()
+    assert (tmp_path / f"{name}.tilenet.json").exists() == probabilities
+    run(source, out, model, **options)
+    expected = run(source, tmp_path / f"expected.{name}", model, **options)
+    assert np.array_equal(mask_of(out), mask_of(expected.output))
+
+
+def test_a_document_whose_mask_is_gone_is_in_nobodys_way(source, model, tmp_path):
+    run(source, tmp_path / "x.tif", model)
+    (tmp_path / "x.tif").unlink()
+    assert run(source, tmp_path / "x.tif", model).blocks_resumed == 0
+
+
+@pytest.mark.parametrize("blocks", [BLOCKS, ONE_BLOCK], ids=["blocks", "block"])
+def test_an_overwrite_that_fails_keeps_the_old_mask(source, model, tmp_path, monkeypatch, blocks):
+    out = tmp_path / "x.tif"
+    run(source, out, model, **blocks, probabilities=True)
+    before = {p.name: p.read_bytes() for p in tmp_path.glob("x.*")}
+    assert len(before) == 4
+
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(output, "write_geotiff", full)
+    with pytest.raises(ResourceError, match="disk is full"):
+        run(source, out, model, **blocks, blend="hann", overwrite=True)
+    assert {p.name: p.read_bytes() for p in tmp_path.glob("x.*")} == before
+
+
+def test_overwriting_takes_the_old_probabilities_away(source, model, tmp_path):
+    run(source, tmp_path / "x.tif", model, probabilities=True)
+    run(source, tmp_path / "x.tif", model, overwrite=True)
+    assert not (tmp_path / "x.prob.tif").exists()
+
+
+# -- what is not ours
+
+
+@pytest.mark.parametrize("name", ["x.tif.tilenet.json", "x.tif.aux.xml", "x.prob.tif"])
+@pytest.mark.parametrize("blocks", [BLOCKS, ONE_BLOCK], ids=["blocks", "block"])
+def test_foreign_files_beside_the_mask(source, model, tmp_path, name, blocks):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(OutputError, match=name):
+        run(source, tmp_path / "x.tif", model, **blocks, probabilities=True)
+    assert (tmp_path / name).read_text() == "{}"
+
+
+@pytest.mark.parametrize("blocks", [BLOCKS, ONE_BLOCK], ids=["blocks", "block"])
+def test_a_busy_output(source, model, tmp_path, blocks):
+    out = tmp_path / "x.zarr"
+    run_folder(out).mkdir()
+    with locked(run_folder(out)), pytest.raises(OutputError, match="another run is writing"):
+        run(source, out, model, **blocks)
+    assert run_folder(out).exists()
+
+
+def test_one_block_does_not_drop_another_plan(source, model, tmp_path, monkeypatch):
+    out = tmp_path / "x.zarr"
+    with monkeypatch.context() as patch:
+        patch.setattr(large, "_finish", crash)
+        with pytest.raises(Crash):
+            run(source, out, model)
+    with pytest.raises(OutputError, match="differs in blend"):
+        run(source, out, model, block=256, blend="hann")
+    assert run(source, out, model).blocks_resumed == 12
+
+
+@pytest.mark.parametrize("name", ["a.png/x.zarr", "none/x/../../a.png/x.tif"])
+def test_a_path_that_cannot_be(source, model, tmp_path, cli, name):
+    write_image(tmp_path / "a.png", picture(20, 20))
+    done = cli("predict", source, "--out", tmp_path / name, "--model", model)
+    assert done.code == 5
+    assert done.err.count("tilenet: error: ") == 1
+
+
+# -- folders
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for k in range(3):
+        write_image(tmp_path / "in" / f"{k}.png", picture(40, 50, seed=k))
+    return tmp_path / "in"
+
+
+def line(folder, out, model):
+    return ["predict", folder, "--out", out, "--model", model, "--tile", "64", "--overlap", "16"]
+
+
+@pytest.mark.parametrize(("out", "kind"), [("masks", "png"), ("masks", "cog"), (".", "cog")])
+def test_masks_are_no_inputs(cli, folder, model, out, kind):
+    arguments = [*line(folder, folder / out, model), "--format", kind, "--json", "--probabilities"]
+    first, second = (json.loads(cli(*arguments).out) for _ in range(2))
+    assert len(first["runs"]) == len(second["runs"]) == 3
+    assert second["failed"] == []
+    assert [r["blocks_resumed"] for r in second["runs"]] == [1, 1, 1]
+    assert all(r["seconds"] > 0 for r in first["runs"])
+    assert all(r["mpixels_per_second"] == 0 for r in second["runs"])
+
+
+def test_one_of_several_is_missing(cli, folder, model, tmp_path):
+    several = [folder / "0.png", folder / "none.png"]
+    done = cli("predict", *several, *line(folder, tmp_path / "out", model)[2:], "--json")
+    assert done.code == 7
+    found = json.loads(done.out)
+    assert [r["code"] for r in found["failed"]] == [3]
+    dry = cli("predict", *several, *line(folder, tmp_path / "o", model)[2:], "--json", "--dry-run")
+    assert dry.code == 7
+    good, bad = json.loads(dry.out)["estimate"]
+    assert good["pixels"] == 2000
+    assert bad["error"]["code"] == 3
+
+
+def test_a_name_that_is_not_utf8(cli, folder, model, tmp_path):
+    (folder / "1.png").rename(folder / os.fsdecode(b"b\xff.png"))
+    done = cli(*line(folder, tmp_path / "out", model), "--json")
+    assert done.code == 7
+    found = json.loads(done.out)
+    assert len(found["runs"]) == 2
+    assert "UTF-8" in found["failed"][0]["error"]
+
+
+# -- workers
+
+
+def test_a_worker_s_error_is_one_line(command, source, model, tmp_path):
+    source.write_bytes(source.read_bytes()[:-40_000])
+    options = [f"--{k}={v}" for k, v in BLOCKS.items()]
+    done = command(
+        "predict", source, "--out", tmp_path / "x.zarr", "--model", model, *options,
+        "--scheduler", "processes:2",
+    )  # fmt: skip
+    assert done.code == 3
+    assert [row for row in done.err.splitlines() if "rror" in row] == [done.err.splitlines()[-1]]
+
+
+def test_ctrl_c_for_the_whole_group(source, model, tmp_path, environment):
+    big = write_tif(tmp_path / "big.tif", picture(1500, 1500))
+    arguments = [
+        sys.executable, "-m", "tilenet", "predict", str(big), "--out", str(tmp_path / "x.zarr"),
+        "--model", str(model), *(f"--{k}={v}" for k, v in BLOCKS.items()),
+        "--scheduler", "processes:2",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        arguments, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    journal = run_folder(tmp_path / "x.zarr") / "journal.jsonl"
+    for _ in range(6000):
+        if journal.exists() and journal.stat().st_size:
+            break
+        signal.sigtimedwait([], 0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("tilenet: error: interrupted")
+    assert run(big, tmp_path / "x.zarr", model).blocks_resumed > 0
+
+
+# -- the command
+
+
+def test_info_of_one_file_masks(cli, source, model, tmp_path):
+    for name in ("x.tif", "x.png"):
+        result = run(source, tmp_path / name, model)
+        found = json.loads(cli("info", tmp_path / name, "--json").out)
+        assert (found["kind"], found["complete"]) == ("mask", True)
+        assert {int(k): v for k, v in found["pixels"].items() if k != "255"} == pixels(result)
+        assert found["classes"]["1"] == "class 1"
+
+
+def test_options_of_the_config_file_are_those_of_the_command(cli, source, model, tmp_path):
+    config = tmp_path / "c.toml"
+    config.write_text(
+        f'model = "{model}"\nmodel-config = "{model.with_suffix(".json")}"\n'
+        'no-skip = true\ntile = "auto"\nbatch-size = 2\n'
+    )
+    arguments = ["predict", source, "--out", tmp_path / "x.tif", "--config", config, "--dry-run"]
+    done = cli(*arguments, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["estimate"]["batch_size"] == 2
+
+
+def test_a_png_too_large_for_memory(cli, model, tmp_path):
+    path = tmp_path / "large.tif"
+    profile = {"driver": "GTiff", "width": 9000, "height": 9000, "count": 3, "dtype": "uint8"}
+    with rasterio.open(path, "w", **profile, tiled=True, sparse_ok=True):
+        pass
+    done = cli("predict", path, "--out", tmp_path / "x.png", "--model", model)
+    assert done.code == 2
+    assert "PNG" in done.err
+
+
+def test_no_arguments_show_the_help(capsys):
+    assert command_line([]) == 0
+    assert "Usage" in capsys.readouterr().out
