@@ -113,19 +113,23 @@ def _run(
     flags: dict[str, Any], config: Path | None, out: Path,
     *, resume: bool, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    try:
-        import accelerate  # noqa: F401
-        import torchmetrics  # noqa: F401
-    except ImportError as error:
+    from importlib.util import find_spec
+
+    missing = [name for name in ("accelerate", "torchmetrics") if find_spec(name) is None]
+    if missing:
         raise UsageError(
-            "training needs the extra train", f"{error.name} is not installed",
+            "training needs the extra train", f"{missing[0]} is not installed",
             "pip install tilenet[train]",
-        ) from error  # fmt: skip
-    from tilenet import train_api
-    from tilenet.training.bar import TrainingBar
+        )  # fmt: skip
     from tilenet.training.config import load_train_config
+    from tilenet.training.workers import start_workers
 
     options = load_train_config(config, flags)
+    if options.workers:
+        start_workers()  # they import torch while this process does
+    from tilenet import train_api
+    from tilenet.training.bar import TrainingBar
+
     with telling_problems(), TrainingBar() as bar:
         result = train_api.train(
             options, out, given=frozenset(flags), resume=resume, overwrite=overwrite, progress=bar
