@@ -420,14 +420,15 @@ def _predict_many(
             except (InputError, OutputError) as error:
                 fail(item.job.path, error)
     order = [job.path for job in jobs]
+    alone = [runs[item.job.path] for item in large if item.job.path in runs]
     return PredictResult(
         runs=tuple(runs[path] for path in order if path in runs),
         failed=tuple(failed[path] for path in order if path in failed),
         pixels=sum(run.pixels for run in runs.values()),
         seconds=clock.seconds,
-        forward_seconds=clock.meter.forward_seconds + sum(r.forward_seconds for r in runs.values()),
-        read_seconds=clock.meter.read_seconds + sum(r.read_seconds for r in runs.values()),
-        write_seconds=clock.meter.write_seconds + sum(r.write_seconds for r in runs.values()),
+        forward_seconds=clock.meter.forward_seconds + sum(r.forward_seconds for r in alone),
+        read_seconds=clock.meter.read_seconds + sum(r.read_seconds for r in alone),
+        write_seconds=clock.meter.write_seconds + sum(r.write_seconds for r in alone),
         peak_rss_bytes=max(
             [clock.meter.peak_rss_bytes, *(r.peak_rss_bytes for r in runs.values())]
         ),
