@@ -198,6 +198,7 @@ def test_masks_are_no_inputs(cli, folder, model, out, kind):
     assert [r["blocks_resumed"] for r in second["runs"]] == [1, 1, 1]
     assert all(r["seconds"] > 0 for r in first["runs"])
     assert all(r["mpixels_per_second"] == 0 for r in second["runs"])
+    assert first["forward_seconds"] <= first["seconds"]
 
 
 def test_one_of_several_is_missing(cli, folder, model, tmp_path):

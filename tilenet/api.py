@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import batched
 from pathlib import Path
 from typing import Any
 
-from tilenet.classes import NODATA
 from tilenet.config import PredictConfig
 from tilenet.engine.large import run_large
 from tilenet.engine.meter import Meter, Spans
-from tilenet.engine.output import Finished, check_output, plan_in_progress
+from tilenet.engine.output import check_output, plan_in_progress
 from tilenet.engine.pack import SUFFIXES, Job, PackItem, Request, pack_task, plan_for
 from tilenet.engine.plan import Plan, choose_tile
 from tilenet.engine.run import Executor, open_executor, run_many, worker_count
@@ -28,10 +27,11 @@ from tilenet.errors import (
 )
 from tilenet.models.session import Setup, choose, cores, network_shape
 from tilenet.models.store import ModelFiles, find_model
+from tilenet.results import Failure, PredictResult, RunResult, run_result
 from tilenet.sinks import warnings_for
 from tilenet.sources import Input, find_inputs
 
-__all__ = ["ClassPixels", "Failure", "PredictResult", "RunResult", "estimate", "predict"]
+__all__ = ["Failure", "PredictResult", "RunResult", "estimate", "predict"]
 
 _logger = logging.getLogger(__name__)
 _GOOD_EFFICIENCY = 0.7  # share of the time with a forward running, below which a run says why
@@ -39,124 +39,6 @@ _PACK = 64  # rasters per task at the most; a pack also ends when its pixels fil
 
 Progress = Callable[[int, int], None]
 """Called with finished pixels and all pixels known so far (0 while unknown)."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClassPixels:
-    """How many pixels of a mask are of one class.
-
-    Parameters
-    ----------
-    id : int
-        Value in the mask.
-    name : str
-        Its name.
-    pixels : int
-        How many.
-    """
-
-    id: int
-    name: str
-    pixels: int
-
-
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """One finished mask; fields are the keys of `--json` (see `as_dict`)."""
-
-    output: str
-    complete: bool
-    width: int
-    height: int
-    classes: tuple[ClassPixels, ...]
-    nodata_pixels: int
-    pixels: int
-    tile: int
-    overlap: int
-    tiles: int
-    tiles_skipped: int
-    tiles_forwarded: int
-    blocks: int
-    blocks_resumed: int
-    blocks_invalid: tuple[int, ...]
-    nonfinite_scores: int
-    strip_bytes: int
-    seconds: float
-    forward_seconds: float
-    read_seconds: float
-    write_seconds: float
-    mpixels_per_second: float
-    efficiency: float
-    peak_rss_bytes: int
-    device: str
-    backend: str
-    precision: str
-    batch_size: int
-    plan_hash: str
-    input: str
-    files: tuple[str, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the JSON document of one run."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """An input that failed.
-
-    Parameters
-    ----------
-    input : str
-        Its path.
-    code : int
-        The exit code it would have had alone.
-    error : str
-        What is wrong, where, what to do.
-    """
-
-    input: str
-    code: int
-    error: str
-
-
-@dataclass(frozen=True, slots=True)
-class PredictResult:
-    """What became of one or many inputs.
-
-    Parameters
-    ----------
-    runs : tuple of RunResult
-        The finished masks, in the order of the inputs.
-    failed : tuple of Failure
-        The inputs that failed.
-    pixels : int
-        Pixels of all finished masks.
-    seconds : float
-        Wall time.
-    forward_seconds, read_seconds, write_seconds : float
-        Wall time with a forward running; reading and writing added up over threads.
-    peak_rss_bytes : int
-        Of all processes.
-    """
-
-    runs: tuple[RunResult, ...]
-    failed: tuple[Failure, ...] = ()
-    pixels: int = 0
-    seconds: float = 0.0
-    forward_seconds: float = 0.0
-    read_seconds: float = 0.0
-    write_seconds: float = 0.0
-    peak_rss_bytes: int = 0
-
-    @property
-    def exit_code(self) -> int:
-        """0, or 7 if an input failed."""
-        return 7 if self.failed else 0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the JSON document of several runs."""
-        return asdict(self) | {"exit_code": self.exit_code}
 
 
 @dataclass(slots=True)
@@ -167,49 +49,6 @@ class _Clock:
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self.start
-
-
-def _result(
-    plan: Plan, out: Path, done: Finished, meter: Meter, seconds: float, *, resumed: int
-) -> RunResult:
-    pixels = plan.raster.height * plan.raster.width
-    rows = plan.lattice.rows
-    forward = meter.forward_seconds
-    return RunResult(
-        output=str(out),
-        complete=True,
-        width=plan.raster.width,
-        height=plan.raster.height,
-        classes=tuple(
-            ClassPixels(c.id, c.name, done.pixels.get(c.id, 0)) for c in plan.spec.classes
-        ),
-        nodata_pixels=done.pixels.get(NODATA, 0),
-        pixels=pixels,
-        tile=rows.tile,
-        overlap=rows.tile - rows.stride,
-        tiles=plan.lattice.tiles,
-        tiles_skipped=done.tiles_skipped,
-        tiles_forwarded=meter.tiles_forwarded,
-        blocks=done.blocks,
-        blocks_resumed=resumed,
-        blocks_invalid=(),
-        nonfinite_scores=meter.nonfinite,
-        strip_bytes=meter.strip_bytes,
-        seconds=round(seconds, 4),
-        forward_seconds=round(forward, 4),
-        read_seconds=round(meter.read_seconds, 4),
-        write_seconds=round(meter.write_seconds, 4),
-        mpixels_per_second=round(pixels / 1e6 / seconds, 3) if seconds else 0.0,
-        efficiency=round(forward / seconds, 4) if seconds else 0.0,
-        peak_rss_bytes=meter.peak_rss_bytes,
-        device=plan.setup.device,
-        backend=plan.setup.backend,
-        precision=plan.setup.precision,
-        batch_size=plan.setup.batch_size,
-        plan_hash=plan.hash,
-        input=plan.raster.path,
-        files=plan.raster.files,
-    )
 
 
 def _request(config: PredictConfig, known: Setup | None) -> Request:
@@ -290,7 +129,7 @@ def _large(
     if large.meter.nonfinite:
         _logger.warning("%d scores were not finite and count as 0", large.meter.nonfinite)
     seconds = time.perf_counter() - start
-    result = _result(plan, out, large.done, large.meter, seconds, resumed=large.resumed)
+    result = run_result(plan, out, large.done, large.meter, seconds, resumed=large.resumed)
     _say_bottleneck(result)
     return result
 
@@ -319,7 +158,7 @@ def _item_result(item: PackItem, spans: Spans, seconds: float) -> RunResult:
     meter.add(spans)
     meter.tiles_forwarded = 0 if item.resumed else item.done.tiles - item.done.tiles_skipped
     blocks = item.done.blocks if item.resumed else 0
-    return _result(item.plan, item.out, item.done, meter, seconds, resumed=blocks)
+    return run_result(item.plan, item.out, item.done, meter, seconds, resumed=blocks)
 
 
 def _shares(items: list[PackItem]) -> list[float]:
@@ -420,14 +259,15 @@ def _predict_many(
             except (InputError, OutputError) as error:
                 fail(item.job.path, error)
     order = [job.path for job in jobs]
+    alone = [runs[item.job.path] for item in large if item.job.path in runs]
     return PredictResult(
         runs=tuple(runs[path] for path in order if path in runs),
         failed=tuple(failed[path] for path in order if path in failed),
         pixels=sum(run.pixels for run in runs.values()),
         seconds=clock.seconds,
-        forward_seconds=clock.meter.forward_seconds + sum(r.forward_seconds for r in runs.values()),
-        read_seconds=clock.meter.read_seconds + sum(r.read_seconds for r in runs.values()),
-        write_seconds=clock.meter.write_seconds + sum(r.write_seconds for r in runs.values()),
+        forward_seconds=clock.meter.forward_seconds + sum(r.forward_seconds for r in alone),
+        read_seconds=clock.meter.read_seconds + sum(r.read_seconds for r in alone),
+        write_seconds=clock.meter.write_seconds + sum(r.write_seconds for r in alone),
         peak_rss_bytes=max(
             [clock.meter.peak_rss_bytes, *(r.peak_rss_bytes for r in runs.values())]
         ),

@@ -1,0 +1,192 @@
+"""What became of inputs: the figures that `--json` prints."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tilenet.classes import NODATA
+from tilenet.engine.meter import Meter
+from tilenet.engine.output import Finished
+from tilenet.engine.plan import Plan
+
+__all__ = ["ClassPixels", "Failure", "PredictResult", "RunResult", "run_result"]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassPixels:
+    """How many pixels of a mask are of one class.
+
+    Parameters
+    ----------
+    id : int
+        Value in the mask.
+    name : str
+        Its name.
+    pixels : int
+        How many.
+    """
+
+    id: int
+    name: str
+    pixels: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """One finished mask; fields are the keys of `--json` (see `as_dict`)."""
+
+    output: str
+    complete: bool
+    width: int
+    height: int
+    classes: tuple[ClassPixels, ...]
+    nodata_pixels: int
+    pixels: int
+    tile: int
+    overlap: int
+    tiles: int
+    tiles_skipped: int
+    tiles_forwarded: int
+    blocks: int
+    blocks_resumed: int
+    blocks_invalid: tuple[int, ...]
+    nonfinite_scores: int
+    strip_bytes: int
+    seconds: float
+    forward_seconds: float
+    read_seconds: float
+    write_seconds: float
+    mpixels_per_second: float
+    efficiency: float
+    peak_rss_bytes: int
+    device: str
+    backend: str
+    precision: str
+    batch_size: int
+    plan_hash: str
+    input: str
+    files: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the JSON document of one run."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An input that failed.
+
+    Parameters
+    ----------
+    input : str
+        Its path.
+    code : int
+        The exit code it would have had alone.
+    error : str
+        What is wrong, where, what to do.
+    """
+
+    input: str
+    code: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class PredictResult:
+    """What became of one or many inputs.
+
+    Parameters
+    ----------
+    runs : tuple of RunResult
+        The finished masks, in the order of the inputs.
+    failed : tuple of Failure
+        The inputs that failed.
+    pixels : int
+        Pixels of all finished masks.
+    seconds : float
+        Wall time.
+    forward_seconds, read_seconds, write_seconds : float
+        Wall time with a forward running; reading and writing added up over threads.
+    peak_rss_bytes : int
+        Of all processes.
+    """
+
+    runs: tuple[RunResult, ...]
+    failed: tuple[Failure, ...] = ()
+    pixels: int = 0
+    seconds: float = 0.0
+    forward_seconds: float = 0.0
+    read_seconds: float = 0.0
+    write_seconds: float = 0.0
+    peak_rss_bytes: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 7 if an input failed."""
+        return 7 if self.failed else 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the JSON document of several runs."""
+        return asdict(self) | {"exit_code": self.exit_code}
+
+
+def run_result(
+    plan: Plan, out: Path, done: Finished, meter: Meter, seconds: float, *, resumed: int
+) -> RunResult:
+    """Return the figures of a finished mask.
+
+    Parameters
+    ----------
+    plan : Plan
+        Its run.
+    out : Path
+        Where it lies.
+    done : Finished
+        What it holds.
+    meter : Meter
+        What this run took.
+    seconds : float
+        Wall time.
+    resumed : int
+        Blocks that an earlier run had finished.
+    """
+    pixels = plan.raster.height * plan.raster.width
+    rows = plan.lattice.rows
+    forward = meter.forward_seconds
+    return RunResult(
+        output=str(out),
+        complete=True,
+        width=plan.raster.width,
+        height=plan.raster.height,
+        classes=tuple(
+            ClassPixels(c.id, c.name, done.pixels.get(c.id, 0)) for c in plan.spec.classes
+        ),
+        nodata_pixels=done.pixels.get(NODATA, 0),
+        pixels=pixels,
+        tile=rows.tile,
+        overlap=rows.tile - rows.stride,
+        tiles=plan.lattice.tiles,
+        tiles_skipped=done.tiles_skipped,
+        tiles_forwarded=meter.tiles_forwarded,
+        blocks=done.blocks,
+        blocks_resumed=resumed,
+        blocks_invalid=(),
+        nonfinite_scores=meter.nonfinite,
+        strip_bytes=meter.strip_bytes,
+        seconds=round(seconds, 4),
+        forward_seconds=round(forward, 4),
+        read_seconds=round(meter.read_seconds, 4),
+        write_seconds=round(meter.write_seconds, 4),
+        mpixels_per_second=round(pixels / 1e6 / seconds, 3) if seconds else 0.0,
+        efficiency=round(forward / seconds, 4) if seconds else 0.0,
+        peak_rss_bytes=meter.peak_rss_bytes,
+        device=plan.setup.device,
+        backend=plan.setup.backend,
+        precision=plan.setup.precision,
+        batch_size=plan.setup.batch_size,
+        plan_hash=plan.hash,
+        input=plan.raster.path,
+        files=plan.raster.files,
+    )
