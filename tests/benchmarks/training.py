@@ -214,7 +214,7 @@ def kills(bench: Bench) -> Iterator[Row]:
     out, rng, killed = bench.work / "kill-killed", np.random.default_rng(0), 0
     while not (out / "report.html").exists():
         process = bench.start("kill-killed", carvana(bench), *_SHORT)
-        until = time.monotonic() + rng.uniform(8, 25)
+        until = time.monotonic() + rng.uniform(15, 60)
         while process.poll() is None and time.monotonic() < until:
             time.sleep(0.05)
         if process.poll() is None:
