@@ -57,3 +57,7 @@ bench-memory: $(READY) ## measure whether memory and speed stay flat up to 32,76
 .PHONY: bench-rivals
 bench-rivals: $(READY) ## measure against MONAI, which is installed apart
 	UV=$(UV) $(BIN)/python tests/benchmarks/rivals.py
+
+.PHONY: bench-training
+bench-training: $(READY) ## train on real data: DATA=folder of data sets, WEIGHTS=lite0.pth
+	$(BIN)/python tests/benchmarks/training.py "$(DATA)" "$(WEIGHTS)"

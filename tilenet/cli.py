@@ -16,8 +16,11 @@ from typing import Annotated, Any
 
 import typer
 
-from tilenet import __version__
-from tilenet.errors import InterruptError, TilenetError, one_line
+from tilenet import __version__, cli_evaluate, cli_train
+from tilenet.console import complain as _complain
+from tilenet.console import show as _print
+from tilenet.console import split_numbers as _numbers
+from tilenet.errors import InterruptError, TilenetError
 from tilenet.memory import return_large_arrays
 
 __all__ = ["app", "run"]
@@ -41,15 +44,6 @@ Model = Annotated[
     str | None,
     typer.Option("--model", "-m", help="Bundled name, model folder, FILE.onnx or hf://org/name."),
 ]
-
-
-def _numbers(text: str | None, kind: type, flag: str) -> tuple[Any, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        raise typer.BadParameter(f"{flag} takes numbers with commas between them") from None
 
 
 def _version(value: bool) -> None:
@@ -160,6 +154,10 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     raise typer.Exit(result.exit_code)
 
 
+app.command()(cli_train.train)
+app.command()(cli_evaluate.evaluate)
+
+
 @app.command()
 def info(
     path: Annotated[Path, typer.Argument(help="A raster, a mask, or a model.")],
@@ -205,16 +203,6 @@ def _page(document: dict[str, Any], indent: str = "") -> str:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             lines.append(f"{indent}{key:<{24 - len(indent)}} {text}")
     return "\n".join(lines)
-
-
-def _print(result: str | dict[str, Any]) -> None:
-    text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, indent=1)
-    # A file's name need not be text.
-    sys.stdout.write(text.encode(errors="backslashreplace").decode() + "\n")
-
-
-def _complain(message: str) -> None:
-    sys.stderr.write(f"tilenet: error: {one_line(message)}\n")
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:

@@ -13,7 +13,7 @@ from tilenet.errors import ModelError
 from tilenet.models.classic import ClassicUNet
 from tilenet.models.store import ModelFiles
 
-__all__ = ["architectures", "build_network", "create_network"]
+__all__ = ["architectures", "build_network", "create_network", "pretrained_encoder"]
 
 _CLASSIC = "classicunet"
 
@@ -21,6 +21,21 @@ _CLASSIC = "classicunet"
 def architectures() -> list[str]:
     """Return the names that SMP gives its architectures on a command line."""
     return sorted(smp.MODEL_ARCHITECTURES_MAPPING)
+
+
+def pretrained_encoder(
+    encoder: str, bands: int, weights: str, depth: int
+) -> dict[str, torch.Tensor]:
+    """Return an encoder's weights from a hub; the only place where training uses the network.
+
+    Raises
+    ------
+    Exception
+        Whatever SMP, timm and the hub's client meet.
+    """
+    part = smp.encoders.get_encoder(encoder, in_channels=bands, depth=depth, weights=weights)
+    state: dict[str, torch.Tensor] = part.state_dict()
+    return state
 
 
 def create_network(config: dict[str, Any], where: str) -> torch.nn.Module:

@@ -1,0 +1,232 @@
+"""Every layout is recognised, read as what it is, and trained for two epochs."""
+
+import json
+from collections import Counter
+
+import labelled
+import numpy as np
+import pytest
+from PIL import Image
+
+from tilenet.errors import InputError, UsageError
+from tilenet.geometry import Window
+from tilenet.train_api import train
+from tilenet.training.check import check_data
+from tilenet.training.config import TrainConfig
+from tilenet.training.layouts import find_samples
+from tilenet.training.palette import COLOUR, find_palette, read_palette
+from tilenet.training.samples import BrokenDataError
+from tilenet.training.split import split_samples
+from tilenet.training.survey import survey_part
+
+TINY = {
+    "arch": "classic-unet", "options": {"widths": (4, 8)}, "tile": 32, "batch_size": 2, "epochs": 2,
+    "steps": 2, "workers": 0, "device": "cpu", "precision": "fp32",
+}  # fmt: skip
+
+
+def with_parquet(folder):
+    return labelled.vector(folder, ".parquet", "EPSG:3857")
+
+
+def with_gpkg(folder):
+    return labelled.vector(folder, ".gpkg", "EPSG:32631")
+
+
+LAYOUTS = {
+    "pairs": (labelled.pairs, "images in images/", 2),
+    "carvana": (labelled.carvana, "images in train/, masks in train_masks/", 2),
+    "coloured": (labelled.coloured, "images in images/", 3),
+    "suffix": (labelled.suffix, "masks with a suffix", 2),
+    "by_part": (labelled.by_part, "in train/ and val/", 2),
+    "dsb": (labelled.dsb, "one mask per object", 2),
+    "stack": (labelled.stack, "two multi-page TIFFs", 2),
+    "table": (labelled.table, "the table pairs.csv", 2),
+    "raster": (labelled.raster, "masks with a suffix", 2),
+    "geojson": (labelled.vector, "polygons of houses.geojson", 2),
+    "gpkg": (with_gpkg, "polygons of houses.gpkg", 2),
+    "parquet": (with_parquet, "polygons of houses.parquet", 2),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layout_is_recognised_and_trained(name, tmp_path):
+    make, words, classes = LAYOUTS[name]
+    data = make(tmp_path / "data")
+    result = train(TrainConfig(data=data, **TINY), tmp_path / "model")
+    found = result.metrics["data"]
+    assert words in found["layout"]
+    assert found["train"]["images"] > 0
+    assert found["val"]["images"] > 0
+    assert len(found["train"]["class_pixels"]) == classes
+    assert min(found["train"]["class_pixels"]) > 0
+    assert result.metrics["epochs"] == 2
+    card = json.loads((tmp_path / "model" / "tilenet.json").read_text())
+    assert card["divisor"] == 2
+    assert card["context"] == "local"
+
+
+def labels_of(config, tmp_path):
+    data = check_data(config, tmp_path / "cache")
+    return data, split_samples(data.samples, config)
+
+
+def test_object_masks_are_merged(tmp_path):
+    data, _ = labels_of(TrainConfig(data=labelled.dsb(tmp_path / "d")), tmp_path)
+    for sample in data.samples:
+        _, objects = labelled.disc(int(sample.name[2:]))
+        classes, numbers = sample.label.read(Window(0, 0, 64, 64))
+        np.testing.assert_array_equal(classes, objects > 0)
+        assert set(np.unique(numbers)) == set(np.unique(objects))
+    assert data.bands == 3  # alpha is no band
+
+
+def test_polygons_lie_where_the_pixels_are(tmp_path):
+    config = TrainConfig(data=labelled.vector(tmp_path / "d"), tile=64)
+    data, parts = labels_of(config, tmp_path)
+    assert "spatial block" in parts.words
+    label = data.samples[0].label
+    classes, _ = label.read(Window(0, 0, 256, 256))
+    assert (classes[:, :190] != 255).all()
+    assert (classes[:, 195:] == 255).all()  # beyond the labelled area
+    from tilenet.sources import open_raster
+
+    pixels, _ = open_raster(data.samples[0].image.path).read(Window(0, 0, 256, 256), np.zeros(3))
+    inside = classes[:, :190]
+    assert pixels[0][:, :190][inside == 1].min() > 100
+    # A window is the same as the same part of the whole.
+    part, _ = label.read(Window(37, 50, 61, 77))
+    np.testing.assert_array_equal(part, classes[37:98, 50:127])
+
+
+def test_polygon_classes_by_column(tmp_path):
+    config = TrainConfig(data=labelled.vector(tmp_path / "d"), tile=64, class_column="kind")
+    data, parts = labels_of(config, tmp_path)
+    assert [c.name for c in data.classes] == ["background", "a", "b"]
+    survey = survey_part(parts.train, 3, "")
+    assert (survey.class_pixels > 0).all()
+
+
+def test_polygons_of_an_unknown_class_are_named(tmp_path):
+    data = labelled.vector(tmp_path / "d")
+    config = TrainConfig(data=data, class_column="kind", classes=("ground", "a"))
+    with pytest.raises(BrokenDataError, match="polygons of b: outside the classes"):
+        check_data(config, tmp_path / "cache")
+
+
+def test_folders_of_unlabelled_images_are_left_alone(tmp_path):
+    data = labelled.pairs(tmp_path / "d")
+    (data / "unlabelled").mkdir()
+    Image.new("RGB", (8, 8)).save(data / "unlabelled" / "u.png")
+    found = find_samples(TrainConfig(data=data))
+    assert (len(found.samples), found.problems) == (6, [])
+
+
+def test_slippy_map_tiles_have_a_place(tmp_path):
+    from tilenet.training.images import ImageRef, open_image
+
+    path = tmp_path / "OAM-1238424-1046544-21.png"
+    Image.fromarray(np.zeros((256, 256, 3), np.uint8)).save(path)
+    place = open_image(ImageRef(str(path))).placed
+    assert place.transform[0] == pytest.approx(0.0746455, rel=1e-5)
+    assert place.transform[2] == pytest.approx(
+        1238424 / 2**20 * 20037508.342789244 - 20037508.34, abs=1
+    )
+
+
+def test_spatial_blocks_do_not_overlap(tmp_path):
+    config = TrainConfig(data=labelled.raster(tmp_path / "d"), tile=32)
+    _, parts = labels_of(config, tmp_path)
+    covered = np.zeros((256, 256), int)
+    for sample in (*parts.train, *parts.val):
+        covered[sample.window.slices()] += 1
+    assert (covered == 1).all()
+    assert 0.1 < sum(s.window.pixels for s in parts.val) / 256**2 < 0.35
+
+
+def test_split_by_hash_is_the_documented_rule(tmp_path):
+    import hashlib
+
+    _, parts = labels_of(TrainConfig(data=labelled.pairs(tmp_path / "d", 30)), tmp_path)
+    held = {s.name for s in parts.val}
+    expected = {
+        f"i{k}" for k in range(30) if int(hashlib.sha1(f"i{k}".encode()).hexdigest(), 16) % 5 == 0
+    }
+    assert held == expected
+
+
+BROKEN = {
+    "an image without a mask": lambda d: (d / "masks" / "i1.png").unlink(),
+    "a mask without an image": lambda d: (d / "images" / "i1.png").unlink(),
+    "sizes differ": lambda d: Image.new("L", (9, 9)).save(d / "masks" / "i1.png"),
+    "outside the classes": lambda d: Image.new("L", (64, 64), 7).save(d / "masks" / "i1.png"),
+    "does not read": lambda d: (d / "masks" / "i1.png").write_bytes(b"\x89PNG broken"),
+    "not a raster": lambda d: (d / "images" / "i1.png").write_bytes(b"nothing"),
+    "bands of uint8": lambda d: Image.new("L", (64, 64)).save(d / "images" / "i1.png"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_broken_pair_is_named(what, tmp_path):
+    data = labelled.pairs(tmp_path / "d")
+    BROKEN[what](data)
+    with pytest.raises(BrokenDataError) as caught:
+        train(TrainConfig(data=data, **TINY), tmp_path / "model")
+    assert len(caught.value.problems) == 1
+    assert what in str(caught.value.problems[0])
+    assert "i1" in str(caught.value.problems[0])
+    assert caught.value.code == 3
+    assert not (tmp_path / "model").exists()
+
+
+def test_truncated_image_is_named(tmp_path):
+    data = labelled.pairs(tmp_path / "d", ending=".jpg")
+    path = data / "images" / "i1.jpg"
+    path.write_bytes(path.read_bytes()[:-600])
+    with pytest.raises(BrokenDataError, match="1 broken"):
+        train(TrainConfig(data=data, **TINY), tmp_path / "model")
+
+
+def test_no_foreground_is_named(tmp_path):
+    data = labelled.pairs(tmp_path / "d", mask=lambda objects: np.zeros(objects.shape, np.uint8))
+    with pytest.raises(BrokenDataError, match="no foreground at all"):
+        train(TrainConfig(data=data, **TINY), tmp_path / "model")
+
+
+def test_unknown_layout(tmp_path):
+    (tmp_path / "d").mkdir()
+    with pytest.raises(InputError, match="recognised"):
+        find_samples(TrainConfig(data=tmp_path / "d"))
+
+
+@pytest.mark.parametrize(
+    ("values", "classes", "given", "wanted"),
+    [
+        ([0, 255], 2, [0, 255], [0, 1]),
+        ([0, 1, 2], 3, [0, 2, 255], [0, 2, 255]),
+        ([0, 1, 2, 255], 3, [2, 255], [2, 255]),
+        ([0, 128, 255], 3, [128, 255], [1, 2]),
+        (list(range(256)), 2, [0, 127, 128, 255], [0, 0, 1, 1]),
+        ([0, COLOUR + 0xFF7850], 2, [COLOUR + 0xFF7850], [1]),
+        ([*range(10), *range(246, 256)], 2, [9, 250], [0, 1]),
+        ([0, 200, 220, 240], 4, [0, 200, 220, 240], [0, 1, 2, 3]),
+        (list(range(200)), 2, [0, 1, 199], [0, 1, 1]),
+    ],
+)
+def test_palette_is_found(values, classes, given, wanted):
+    counts = Counter({value: 1000 if value in (0, 255) else 10 for value in values})
+    palette = find_palette({"a": counts, "b": counts}, None)
+    assert len(palette.classes) == classes
+    assert palette.apply(np.array(given)).tolist() == wanted
+
+
+def test_palette_file_maps_and_ignores(tmp_path):
+    path = tmp_path / "p.toml"
+    path.write_text('"#ff7850" = "road"\n0 = "ground"\n7 = "ignore"\n')
+    palette = read_palette(path, ["ground", "road"])
+    assert palette.apply(np.array([0, 7, COLOUR + 0xFF7850])).tolist() == [0, 255, 1]
+    assert palette.classes[1].color == (255, 120, 80)
+    assert palette.unknown([0, 8]) == [8]
+    path.write_text("nonsense")
+    with pytest.raises(UsageError):
+        read_palette(path, None)

@@ -1,0 +1,1 @@
+"""From labelled images to a model folder: data, sampling, losses, the loop, the report."""

@@ -1,0 +1,26 @@
+"""Loader processes: forked from a server that never had threads and has imported what they need.
+
+A fork of the training process itself could hang, since that has threads; a fresh interpreter for
+every worker would take seconds to import torch. The server imports once, while data are checked.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+
+__all__ = ["start_workers", "worker_context"]
+
+
+def worker_context() -> ForkServerContext:
+    """Return how loader processes are made."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tilenet.training.datasets"])
+    return context
+
+
+def start_workers() -> None:
+    """Begin to import what loader processes need, and return at once."""
+    worker_context()
+    forkserver.ensure_running()
