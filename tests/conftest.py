@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -57,10 +56,9 @@ def command(environment):
 
 @pytest.fixture
 def cli(capsys):
-    """Run the command line in this process; its signal handlers and logging do not stay."""
+    """Run the command line in this process; its logging does not stay."""
     from tilenet.cli import run
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     logger = logging.getLogger("tilenet")
     before = logger.propagate, logger.level
 
@@ -73,8 +71,6 @@ def cli(capsys):
     yield call
     logger.propagate, level = before
     logger.setLevel(level)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -260,6 +260,28 @@ def test_ctrl_c_for_the_whole_group(source, model, tmp_path, environment):
     assert run(big, tmp_path / "x.zarr", model).blocks_resumed > 0
 
 
+def test_a_signal_where_python_drops_errors():
+    program = (
+        "import signal, sys, time\n"
+        "from tilenet.errors import InterruptError\n"
+        "from tilenet.stops import stopping_on_signals\n"
+        "class Future:\n"
+        "    def __del__(self):\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"
+        "        raise AssertionError('the handler did not raise')\n"
+        "try:\n"
+        "    with stopping_on_signals():\n"
+        "        Future()\n"
+        "        time.sleep(20)\n"
+        "except InterruptError as error:\n"
+        "    sys.exit(error.code)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (143, "")
+
+
 # -- the command
 
 

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 import sys
 import traceback
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -22,6 +20,7 @@ from tilenet.console import show as _print
 from tilenet.console import split_numbers as _numbers
 from tilenet.errors import InterruptError, TilenetError
 from tilenet.memory import return_large_arrays
+from tilenet.stops import stopping_on_signals
 
 __all__ = ["app", "run"]
 
@@ -205,14 +204,6 @@ def _page(document: dict[str, Any], indent: str = "") -> str:
     return "\n".join(lines)
 
 
-def _stop(number: int, _frame: FrameType | None) -> None:
-    # A second signal must not wait for what the first one already stops.
-    signal.signal(number, signal.SIG_DFL)
-    raise InterruptError(
-        "interrupted", signal.Signals(number).name, "the same command resumes", code=128 + number
-    )
-
-
 def _fail(error: TilenetError | InterruptError, arguments: list[str]) -> int:
     if "--debug" in arguments:
         traceback.print_exc()
@@ -242,10 +233,9 @@ def run(arguments: list[str]) -> int:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     return_large_arrays()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
     try:
-        return int(app(arguments or ["--help"], standalone_mode=False) or 0)
+        with stopping_on_signals():
+            return int(app(arguments or ["--help"], standalone_mode=False) or 0)
     except (TilenetError, InterruptError) as error:
         return _fail(error, arguments)
     except _ClickError as error:

@@ -1,0 +1,52 @@
+"""Stops: SIGINT and SIGTERM become one InterruptError, wherever in the main thread they arrive."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from tilenet.errors import InterruptError
+
+__all__ = ["stopping_on_signals"]
+
+_SOON = 0.01  # seconds
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    # A second signal must not wait for what the first one already stops.
+    signal.signal(number, signal.SIG_DFL)
+    raise InterruptError(
+        "interrupted", signal.Signals(number).name, "the same command resumes", code=128 + number
+    )
+
+
+def _send_again(unraisable: Any) -> None:
+    """Repeat a signal that arrived where Python drops errors: in a `__del__`, as Dask's futures."""
+    error = unraisable.exc_value
+    if not isinstance(error, InterruptError):
+        sys.__unraisablehook__(unraisable)
+        return
+    number = error.code - 128
+    signal.signal(number, _stop)
+    main = threading.main_thread().ident
+    threading.Timer(_SOON, signal.pthread_kill, (main, number)).start()
+
+
+@contextmanager
+def stopping_on_signals() -> Iterator[None]:
+    """Raise InterruptError in the main thread at SIGINT and SIGTERM."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, _stop) for number in numbers]
+    hook, sys.unraisablehook = sys.unraisablehook, _send_again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        for number, handler in zip(numbers, before, strict=True):
+            if signal.getsignal(number) is _stop:
+                signal.signal(number, handler)
