@@ -1,10 +1,13 @@
 """What is known of a data set before training: statistics, parts, places; all read by windows."""
 
+from dataclasses import replace
+
 import labelled
 import numpy as np
 import pytest
 import torch
 
+from tilenet.errors import UsageError
 from tilenet.geometry import Georeference, Window
 from tilenet.train_api import train
 from tilenet.training.check import check_data
@@ -96,14 +99,26 @@ def shares(places, truth, draws=400):
 def test_windows_are_drawn_at_objects_and_at_every_class(tmp_path):
     sample, truth = rare(tmp_path)
     survey = survey_part([sample], 3, "")
-    anywhere = shares(Places([sample], survey, 0.0, balance=False), truth)
-    objects = shares(Places([sample], survey, 1.0, balance=False), truth)
+    anywhere = shares(Places([sample], survey, 0.0), truth)
+    objects = shares(Places([sample], survey, 1.0), truth)
     every = shares(Places([sample], survey, 1.0, balance=True), truth)
     assert 0.2 < anywhere[0] < 0.4
     assert anywhere[1] < 0.05
     assert objects[0] > 0.9
     assert objects[1] < 0.1
     assert every[1] == pytest.approx(1 / 3, abs=0.08)  # one class in three
+
+
+def test_some_images_are_drawn_more_often(tmp_path):
+    sample, _ = rare(tmp_path)
+    samples = [replace(sample, name=name) for name in ("he_1", "he_2", "grey")]
+    survey = survey_part(samples, 3, "")
+    rng = np.random.default_rng(0)
+    places = Places(samples, survey, 0.5, often={"he_2": 1, "he_*": 6})
+    drawn = np.bincount([places.draw(64, rng)[0] for _ in range(800)]) / 800
+    assert drawn == pytest.approx([6 / 8, 1 / 8, 1 / 8], abs=0.05)
+    with pytest.raises(UsageError, match=r"'x\*' matches no image"):
+        Places(samples, survey, 0.5, often={"x*": 2})
 
 
 def test_windows_beyond_a_block_are_reflected_from_inside_it(tmp_path):
@@ -123,8 +138,8 @@ def test_windows_beyond_a_block_are_reflected_from_inside_it(tmp_path):
     items = [ValWindows(reader, [block], windows)[k] for k in range(len(windows))]
     counted = sum(int((item["target"] != 255).sum()) for item in items)
     assert counted == 256 * 256  # every pixel once, none twice
-    item = TrainWindows(reader, Places([block], found, 0.5, balance=False), config, 3)[1]
-    again = TrainWindows(reader, Places([block], found, 0.5, balance=False), config, 9)[1]
+    item = TrainWindows(reader, Places([block], found, 0.5), config, 3)[1]
+    again = TrainWindows(reader, Places([block], found, 0.5), config, 9)[1]
     assert torch.equal(item["image"], again["image"])  # a function of seed and index alone
 
 

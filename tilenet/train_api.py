@@ -70,7 +70,8 @@ def _fit(work: Work, out: Path, processes: Processes, progress: Progress) -> Run
             trainer.load()
             _logger.info("resumed at step %d of %d", trainer.state.step, total)
         places = Places(
-            parts.train, work.found.train, config.foreground, balance=config.balance
+            parts.train, work.found.train, config.foreground,
+            balance=config.balance, often=config.often,
         )  # fmt: skip
         windows = validation_windows(parts.val, config.tile, _MOST_VAL_WINDOWS)
         trainer.fit(

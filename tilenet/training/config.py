@@ -100,6 +100,9 @@ class TrainConfig(BaseModel):
         Share of windows centred on a pixel that is not class 0.
     balance : bool
         Centre those windows on every class equally often.
+    often : dict of str to float
+        How many times as often as by its pixels windows are cut from the images whose name
+        matches: shell patterns, the first match counts, as in {"he_*" = 5}.
     flip, turn : bool
         Mirror; quarter turns.
     rotate : float
@@ -164,6 +167,7 @@ class TrainConfig(BaseModel):
     border_sigma: Positive = 5.0
     foreground: Share = 0.5
     balance: bool = False
+    often: dict[str, Positive] = Field(default_factory=dict)
 
     flip: bool = True
     turn: bool = True

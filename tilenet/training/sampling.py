@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tilenet.errors import UsageError
 from tilenet.geometry import Window
 from tilenet.training.samples import Sample
 from tilenet.training.survey import PartSurvey
@@ -26,18 +28,30 @@ class _Table:
     share: NDArray[np.float64]
 
 
-def _table(counts: Sequence[NDArray[np.signedinteger[Any]]]) -> _Table | None:
+def _table(
+    counts: Sequence[NDArray[np.signedinteger[Any]]], factors: NDArray[np.float64]
+) -> _Table | None:
     parts = [(np.full(n.size, k), *np.unravel_index(range(n.size), n.shape), n.ravel())
              for k, n in enumerate(counts)]  # fmt: skip
     sample, row, col, pixels = (np.concatenate(column) for column in zip(*parts, strict=True))
     some = pixels > 0
     if not some.any():
         return None
-    share = np.cumsum(pixels[some], dtype=np.float64)
+    share = np.cumsum(pixels[some] * factors[sample[some]])
     return _Table(
         sample[some].astype(np.int32), row[some].astype(np.int32), col[some].astype(np.int32),
         share / share[-1],
     )  # fmt: skip
+
+
+def _factors(names: Sequence[str], often: Mapping[str, float]) -> NDArray[np.float64]:
+    unknown = [p for p in often if not any(fnmatchcase(name, p) for name in names)]
+    if unknown:
+        raise UsageError(
+            f"{unknown[0]!r} matches no image of the training part", "often", "mend the pattern"
+        )
+    first = [next((p for p in often if fnmatchcase(name, p)), "") for name in names]
+    return np.array([often.get(pattern, 1.0) for pattern in first])
 
 
 class Places:
@@ -56,22 +70,37 @@ class Places:
         Share of windows at the foreground.
     balance : bool
         Whether all classes are drawn equally often.
+    often : mapping of str to float
+        Patterns of names; how many times as often as by its pixels a sample is drawn.
+
+    Raises
+    ------
+    UsageError
+        A pattern matches no sample.
     """
 
     def __init__(
-        self, samples: Sequence[Sample], survey: PartSurvey, foreground: float, *, balance: bool
+        self,
+        samples: Sequence[Sample],
+        survey: PartSurvey,
+        foreground: float,
+        *,
+        balance: bool = False,
+        often: Mapping[str, float] | None = None,
     ) -> None:
         self._extents = [s.extent for s in samples]
         self._sides = survey.cell_sides
         self._foreground = foreground
-        anywhere = _table([cells.sum(axis=2) for cells in survey.cells])
+        factors = _factors([s.name for s in samples], often or {})
+        anywhere = _table([cells.sum(axis=2) for cells in survey.cells], factors)
         assert anywhere is not None, "the survey finds labelled pixels"
         self._anywhere = anywhere
         classes = survey.cells[0].shape[2]
         if balance:
-            several = [_table([c[:, :, k] for c in survey.cells]) for k in range(classes)]
+            kinds = [[cells[:, :, k] for cells in survey.cells] for k in range(classes)]
         else:
-            several = [_table([c[:, :, 1:].sum(axis=2) for c in survey.cells])]
+            kinds = [[cells[:, :, 1:].sum(axis=2) for cells in survey.cells]]
+        several = [_table(counts, factors) for counts in kinds]
         self._wanted = [table for table in several if table is not None]
 
     def draw(self, side: int, rng: np.random.Generator) -> tuple[int, Window]:
