@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tilenet.blend import Blend, Decision, Sums, axis_weights, decide, quantise
-from tilenet.engine.block import BlockJob, drive, join, read_window
+from tilenet.engine.block import BlockJob, drive, join
+from tilenet.engine.reading import read_window
 from tilenet.geometry import Window, reflect
 from tilenet.lattice import Axis, Lattice
 

@@ -98,9 +98,11 @@ def _say_plan(plan: Plan) -> None:
     lattice = plan.lattice
     height, width = lattice.tile_shape
     _logger.info(
-        "%d × %d pixels: %d tiles of %d × %d, overlap %d (%.2f × the pixels), %d blocks",
+        "%d × %d pixels: %d tiles of %d × %d, overlap %d (%.2f × the pixels), %d blocks; "
+        "%.2f × the pixels are decoded",
         plan.raster.height, plan.raster.width, lattice.tiles, height, width,
         lattice.rows.tile - lattice.rows.stride, lattice.redundancy, lattice.blocks,
+        plan.read_amplification,
     )  # fmt: skip
     if len(plan.raster.files) > 1:
         _logger.info("used: %s", ", ".join(plan.raster.files))
@@ -323,6 +325,7 @@ def _estimate(plan: Plan, files: ModelFiles) -> dict[str, Any]:
         "overlap": lattice.rows.tile - lattice.rows.stride,
         "tiles": lattice.tiles,
         "redundancy": round(lattice.redundancy, 4),
+        "read_amplification": round(plan.read_amplification, 4),
         "blocks": lattice.blocks,
         "block": [lattice.rows.core, lattice.cols.core],
         "chunk": plan.chunk,

@@ -35,7 +35,12 @@ class ClassPixels:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """One finished mask; fields are the keys of `--json` (see `as_dict`)."""
+    """One finished mask; fields are the keys of `--json` (see `as_dict`).
+
+    `forward_seconds` is wall time with a forward running, `wait_seconds` the rest, in which the
+    network waited; `read_seconds`, `write_seconds` and `queue_seconds` (pixels that waited for the
+    network) are added up over threads. `efficiency` is the share of the time with a forward.
+    """
 
     output: str
     complete: bool
@@ -58,6 +63,9 @@ class RunResult:
     forward_seconds: float
     read_seconds: float
     write_seconds: float
+    wait_seconds: float
+    queue_seconds: float
+    read_amplification: float
     mpixels_per_second: float
     efficiency: float
     peak_rss_bytes: int
@@ -179,6 +187,9 @@ def run_result(
         forward_seconds=round(forward, 4),
         read_seconds=round(meter.read_seconds, 4),
         write_seconds=round(meter.write_seconds, 4),
+        wait_seconds=round(max(0.0, seconds - forward), 4),
+        queue_seconds=round(meter.queue_seconds, 4),
+        read_amplification=round(plan.read_amplification, 4),
         mpixels_per_second=round(pixels / 1e6 / seconds, 3) if seconds else 0.0,
         efficiency=round(forward / seconds, 4) if seconds else 0.0,
         peak_rss_bytes=meter.peak_rss_bytes,

@@ -14,38 +14,14 @@ from numpy.typing import NDArray
 
 from tilenet.blend import Blend, Decision, axis_weights, decide, quantise
 from tilenet.classes import NODATA
+from tilenet.engine.reading import read_window
 from tilenet.geometry import Window
 from tilenet.lattice import Lattice
 from tilenet.models.session import Session, SumsLike, Tile
 
-__all__ = ["BlockJob", "Forwarded", "drive", "join", "read_window"]
+__all__ = ["BlockJob", "Forwarded", "drive", "join"]
 
 _JOIN_ROWS = 128
-
-
-def read_window(lattice: Lattice, block: int, margin: tuple[int, int] = (0, 0)) -> Window:
-    """Return the pixels a block needs: its core, its own tiles, padding and margin included.
-
-    Parameters
-    ----------
-    lattice : Lattice
-        Tiles and blocks.
-    block : int
-        Which block.
-    margin : tuple of int
-        Pixels that the network sees before and after a tile, on each axis.
-    """
-    core = lattice.core(block)
-    rows, cols = lattice.own_tiles(block)
-    row_stop, col_stop = core.row_stop, core.col_stop
-    height, width = lattice.tile_shape
-    if rows and cols:
-        row_stop = max(row_stop, lattice.rows.origin(rows[-1]) + height)
-        col_stop = max(col_stop, lattice.cols.origin(cols[-1]) + width)
-    before, after = margin
-    return Window.from_bounds(
-        core.row - before, core.col - before, row_stop + after, col_stop + after
-    )
 
 
 SumRows = Any

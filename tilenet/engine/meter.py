@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 __all__ = ["Meter", "Spans", "peak_rss"]
 
@@ -34,8 +35,8 @@ class Spans:
     ----------
     forward : list of (float, float)
         When forwards ran, in seconds of the system's clock.
-    read, write : float
-        Seconds spent.
+    read, write, queue : float
+        Seconds spent reading, writing, and waiting for the network with pixels read.
     forwarded : int
         Tiles forwarded.
     nonfinite : int
@@ -49,6 +50,7 @@ class Spans:
     forward: list[tuple[float, float]] = field(default_factory=list)
     read: float = 0.0
     write: float = 0.0
+    queue: float = 0.0
     forwarded: int = 0
     nonfinite: int = 0
     strip_bytes: int = 0
@@ -63,6 +65,15 @@ class Spans:
             yield
         finally:
             self.forward.append((start, time.time()))
+
+    @contextmanager
+    def using(self, lock: AbstractContextManager[Any]) -> Iterator[None]:
+        """Hold a lock on the network; count the time before as waiting, within as a forward."""
+        start = time.perf_counter()
+        with lock:
+            self.queue += time.perf_counter() - start
+            with self.forwarding():
+                yield
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -87,7 +98,7 @@ class Spans:
         """Return what one of several took that were measured together."""
         forward = [(0.0, share * sum(stop - start for start, stop in self.forward))]
         return replace(self, forward=forward, read=share * self.read, write=share * self.write,
-                       strip_bytes=0, nonfinite=0)  # fmt: skip
+                       queue=share * self.queue, strip_bytes=0, nonfinite=0)  # fmt: skip
 
     def close(self) -> Spans:
         """Note the memory; returns itself."""
@@ -101,7 +112,7 @@ class Meter:
 
     Parameters
     ----------
-    read_seconds, write_seconds : float
+    read_seconds, write_seconds, queue_seconds : float
         Added up over threads and processes.
     tiles_forwarded, nonfinite, strip_bytes : int
         Totals.
@@ -109,6 +120,7 @@ class Meter:
 
     read_seconds: float = 0.0
     write_seconds: float = 0.0
+    queue_seconds: float = 0.0
     tiles_forwarded: int = 0
     nonfinite: int = 0
     strip_bytes: int = 0
@@ -121,6 +133,7 @@ class Meter:
         """Add one task."""
         self.read_seconds += spans.read
         self.write_seconds += spans.write
+        self.queue_seconds += spans.queue
         self.tiles_forwarded += spans.forwarded
         self.nonfinite += spans.nonfinite
         self.strip_bytes += spans.strip_bytes

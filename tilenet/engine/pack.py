@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from tilenet.config import PredictConfig
-from tilenet.engine.block import BlockJob, Forwarded, drive, read_window
+from tilenet.engine.block import BlockJob, Forwarded, drive
 from tilenet.engine.journal import BlockRecord, encode
 from tilenet.engine.meter import Spans
 from tilenet.engine.output import (
@@ -28,6 +28,7 @@ from tilenet.engine.output import (
     upper_levels,
 )
 from tilenet.engine.plan import Format, Plan, make_plan
+from tilenet.engine.reading import read_window
 from tilenet.engine.task import STORE, class_pixels, session_for
 from tilenet.errors import TilenetError
 from tilenet.geometry import Window
@@ -191,7 +192,7 @@ def _group(loaded: _Loaded) -> tuple[str, tuple[int, int]]:
 def _forward(pack: list[_Loaded], request: Request, spans: Spans) -> None:
     for (dtype, shape), same in groupby(sorted(pack, key=_group), key=_group):
         session = session_for(request.files, request.setup, dtype)
-        with session.lock, spans.forwarding():
+        with spans.using(session.lock):
             drive(session, [(one.block, session.load(one.pixels)) for one in same], shape)
 
 

@@ -12,12 +12,13 @@ from pydantic import TypeAdapter
 
 from tilenet.blend import Blend, Decision
 from tilenet.config import PredictConfig
+from tilenet.engine.reading import amplification
 from tilenet.errors import ModelError, UsageError
 from tilenet.lattice import Axis, Lattice
 from tilenet.models.session import NetworkShape, Setup
 from tilenet.models.store import ModelFiles
 from tilenet.sinks import MaskSpec, zarr_format_for
-from tilenet.sources import RasterInfo
+from tilenet.sources import CACHE_BYTES, RasterInfo
 
 __all__ = ["Format", "Plan", "TileChoice", "choose_tile", "make_plan"]
 
@@ -29,6 +30,8 @@ Format = Literal["zarr", "cog", "png"]
 _LOCAL_TILE, _LOCAL_OVERLAP = 1024, 256
 _UNKNOWN_TILE = 512
 _BLOCK_CHUNKS = (4, 2)
+_TALLER = (1.5, 2)  # times that, where it saves decoding; even chunks for the pyramid
+_GOOD_AMPLIFICATION = 1.15
 _MAX_BLOCK_SUMS_BYTES = 1 << 30
 _MAX_PNG_PIXELS = 1 << 26
 
@@ -160,6 +163,11 @@ class Plan:
             levels += 1
         return min(levels, len(self.spec.levels) - 1)
 
+    @property
+    def read_amplification(self) -> float:
+        """Pixels decoded per pixel of the raster."""
+        return _amplification(self.raster, self.lattice, self.model.card.margin)
+
     def identity(self) -> dict[str, Any]:
         """Return what makes this run this run; not how it is cut, scheduled or where it lies."""
         rows = self.lattice.rows
@@ -206,8 +214,8 @@ def _adapter() -> TypeAdapter[Plan]:
     return TypeAdapter(Plan)
 
 
-def _core(chunk: int, tile: int, channels: int) -> tuple[int, int]:
-    """Return the height and width of a block: whole chunks, at least a tile.
+def _cores(chunk: int, tile: int, channels: int) -> list[tuple[int, int]]:
+    """Return heights and widths of blocks, the one to prefer first: whole chunks, at least a tile.
 
     Tall blocks, taken row by row: the columns that neighbours share are still in GDAL's cache, so
     only shared rows are decoded twice; and the sums, one tile high, stay narrow. Many classes take
@@ -220,7 +228,31 @@ def _core(chunk: int, tile: int, channels: int) -> tuple[int, int]:
         rows *= 2
     while cols * chunk < tile:
         cols *= 2
-    return rows * chunk, cols * chunk
+    taller = [int(rows * factor) for factor in _TALLER] if rows == _BLOCK_CHUNKS[0] else []
+    return [(height * chunk, cols * chunk) for height in (rows, *taller)]
+
+
+def _lattice(
+    raster: RasterInfo, choice: TileChoice, cores: list[tuple[int, int]], margin: tuple[int, int]
+) -> Lattice:
+    """Return the tiles, and the first blocks that decode little twice (or the least)."""
+
+    def axis(size: int, core: int) -> Axis:
+        stride = choice.tile - choice.overlap
+        return Axis(size, choice.tile, stride, choice.divisor, core, choice.fixed)
+
+    found = []
+    for height, width in cores:
+        lattice = Lattice(axis(raster.height, height), axis(raster.width, width))
+        decoded = _amplification(raster, lattice, margin)
+        if decoded <= _GOOD_AMPLIFICATION:
+            return lattice
+        found.append((decoded, lattice))
+    return min(found, key=lambda pair: pair[0])[1]
+
+
+def _amplification(raster: RasterInfo, lattice: Lattice, margin: tuple[int, int]) -> float:
+    return amplification(lattice, raster.native_block, margin, raster.pixel_bytes, CACHE_BYTES)
 
 
 def make_plan(
@@ -251,21 +283,16 @@ def make_plan(
         raise UsageError("too large for a PNG, which is made in memory", raster.path, "use .tif")
     choice = choose_tile(files, shape, config)
     if config.block is not None:
-        core_rows = core_cols = config.block
+        cores = [(config.block, config.block)]
     else:
-        core_rows, core_cols = _core(config.chunk, choice.tile, shape.channels)
-
-    def axis(size: int, core: int) -> Axis:
-        stride = choice.tile - choice.overlap
-        return Axis(size, choice.tile, stride, choice.divisor, core, choice.fixed)
-
+        cores = _cores(config.chunk, choice.tile, shape.channels)
     automatic = zarr_format_for(raster.georeference)
     return Plan(
         raster=raster,
         model=files,
         channels=shape.channels,
         setup=setup,
-        lattice=Lattice(axis(raster.height, core_rows), axis(raster.width, core_cols)),
+        lattice=_lattice(raster, choice, cores, files.card.margin),
         blend=config.blend,
         probabilities=config.probabilities,
         format=output,

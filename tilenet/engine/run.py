@@ -34,6 +34,7 @@ THREADS = 3
 """Per worker process: one computes, one reads ahead, one joins and writes."""
 
 _FORWARDS_PER_WORKER = 2
+_QUEUED_PIXELS, _MOST_QUEUED = 1 << 23, 32  # more of small blocks: a task's way takes 20 ms
 _MAX_JOINS = 16
 _LOOK, _GRACE = 5.0, 30.0  # seconds between looks at the cluster; without workers at the most
 _RESUMES = "a rerun resumes"
@@ -275,8 +276,8 @@ def _clean(folder: Path, plan: Plan, block: int) -> None:
 class _Tasks:
     """The tasks of one run that are in flight."""
 
-    def __init__(self, executor: Executor, key: tuple[str, str]) -> None:
-        self._executor, self._key = executor, key
+    def __init__(self, executor: Executor, key: tuple[str, str], forwards: int) -> None:
+        self._executor, self._key, self._forwards = executor, key, forwards
         self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._running: dict[Any, Callable[..., Any]] = {}
 
@@ -289,7 +290,9 @@ class _Tasks:
         """Whether another forward may start: joins that pile up hold it back."""
         joins = sum(function is join_task for function in self._running.values())
         forwards = len(self._running) - joins
-        return joins <= _MAX_JOINS and forwards < _FORWARDS_PER_WORKER * self._executor.workers
+        return joins <= max(_MAX_JOINS, 2 * self._forwards) and (
+            forwards < self._forwards * self._executor.workers
+        )
 
     def finished(self) -> Iterator[tuple[Callable[..., Any], Any]]:
         """Wait for a task; yield it and all others that are done, with their results."""
@@ -299,6 +302,12 @@ class _Tasks:
                 futures.append(self._done.get())
             for future in futures:
                 yield self._running.pop(future), _result(future)
+
+
+def _in_flight(plan: Plan) -> int:
+    """Return how many forwards a worker may have at hand."""
+    pixels = plan.lattice.core(0).pixels
+    return min(_MOST_QUEUED, max(_FORWARDS_PER_WORKER, _QUEUED_PIXELS // pixels))
 
 
 def run_blocks(
@@ -325,7 +334,7 @@ def run_blocks(
         Seconds, tiles and memory.
     """
     meter, state = Meter(), _State(plan, folder, journal)
-    tasks = _Tasks(executor, (str(folder.resolve()), secrets.token_hex(8)))
+    tasks = _Tasks(executor, (str(folder.resolve()), secrets.token_hex(8)), _in_flight(plan))
     for block in state.waiting():
         tasks.submit(join_task, block)
     new, left = state.new_blocks(), True

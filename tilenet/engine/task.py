@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from tilenet.classes import NODATA
 from tilenet.engine import spill
-from tilenet.engine.block import BlockJob, Forwarded, drive, join, read_window
+from tilenet.engine.block import BlockJob, Forwarded, drive, join
 from tilenet.engine.journal import BlockRecord
 from tilenet.engine.meter import Spans
 from tilenet.engine.output import PLAN
 from tilenet.engine.plan import Plan
+from tilenet.engine.reading import read_window
 from tilenet.geometry import Window
 from tilenet.models.session import Session, Setup, open_session
 from tilenet.models.store import ModelFiles
@@ -119,7 +120,7 @@ class Worker:
             margin=plan.model.card.margin,
             **({} if allocate is None else {"allocate": allocate}),
         )
-        with session.lock, spans.forwarding():
+        with spans.using(session.lock):
             drive(session, [(job, session.load(pixels))], plan.lattice.tile_shape)
             done = job.finish()
         spans.forwarded += done.tiles_forwarded

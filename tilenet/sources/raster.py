@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,16 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio._path import _UnparsedPath
-from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader
 
 from tilenet.errors import InputError, TilenetError
 from tilenet.geometry import Georeference, Window, reflect
 from tilenet.quiet import ignoring
+from tilenet.sources.validity import invalid_values, validity_of
 
-__all__ = ["DRIVERS", "Raster", "RasterInfo", "open_raster"]
+__all__ = ["CACHE_BYTES", "DRIVERS", "Raster", "RasterInfo", "open_raster"]
 
 DRIVERS = (
     "GTiff", "PNG", "JPEG", "JP2OpenJPEG", "BMP", "GIF", "WEBP", "JPEGXL", "HFA", "ENVI", "NITF",
@@ -31,7 +33,8 @@ DRIVERS = (
 """Formats that hold pixels of their own. Formats that point elsewhere (VRT, WMS, STAC…) are not
 opened: a file from a stranger must not make us read other files or the network."""
 
-_CACHE_BYTES = 32 << 20
+CACHE_BYTES = 32 << 20
+"""Of decoded pixels, in GDAL."""
 _MAX_BANDS = 4096
 _MAX_NATIVE_BLOCK_BYTES = 1 << 30
 _AS_READ = {"uint8", "uint16", "int16", "float32"}
@@ -96,6 +99,11 @@ class RasterInfo:
     files: tuple[str, ...]
     fingerprint: str
 
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of a pixel in the file, all bands."""
+        return self.count * np.dtype(self.stored_dtype).itemsize
+
 
 def _open(path: str, level: int) -> Any:
     options: dict[str, object] = {} if level == 0 else {"OVERVIEW_LEVEL": str(level - 1)}
@@ -109,7 +117,7 @@ def _open(path: str, level: int) -> Any:
 
 def _environment() -> Any:
     return rasterio.Env(
-        GDAL_CACHEMAX=_CACHE_BYTES,  # GDAL's own default is 5 % of the machine's memory
+        GDAL_CACHEMAX=CACHE_BYTES,  # GDAL's own default is 5 % of the machine's memory
         # Its short cut for whole PNGs hands out uninitialised memory where the file is cut off, and
         # a cut-off JPEG is grey, both without an error.
         GDAL_PNG_WHOLE_IMAGE_OPTIM=False,
@@ -170,15 +178,6 @@ def _georeference(dataset: Any) -> Georeference:
     )
 
 
-def _validity(dataset: Any, bands: tuple[int, ...]) -> str:
-    flags = [set(dataset.mask_flag_enums[b - 1]) for b in bands]
-    if all(f == {MaskFlags.all_valid} for f in flags):
-        return "all"
-    if any(MaskFlags.nodata in f for f in flags):
-        return "nodata"
-    return "alpha" if any(MaskFlags.alpha in f for f in flags) else "mask"
-
-
 def _check(path: str, dataset: Any, bands: tuple[int, ...]) -> None:
     if dataset.count > _MAX_BANDS:
         raise InputError(f"{dataset.count} bands, at most {_MAX_BANDS} are read", path)
@@ -237,7 +236,7 @@ def _describe(
         levels=levels,
         native_block=tuple(dataset.block_shapes[bands[0] - 1]),
         nodata=tuple(dataset.nodatavals[b - 1] for b in bands),
-        validity=_validity(dataset, bands),
+        validity=validity_of(dataset, bands),
         georeference=_georeference(dataset).scaled(levels[0][0] / height, levels[0][1] / width),
         files=files,
         fingerprint=fingerprint(files),
@@ -255,15 +254,21 @@ class Raster:
 
     def __init__(self, info: RasterInfo) -> None:
         self.info = info
-        self._handles = threading.local()  # a GDAL handle belongs to one thread
+        # A GDAL handle belongs to one thread at a time. The last one used is lent first: its
+        # decoded blocks are still in GDAL's cache, and the next window shares some with it.
+        self._idle: list[Any] = []
 
     def __reduce__(self) -> tuple[type[Raster], tuple[RasterInfo]]:
         return Raster, (self.info,)
 
-    def _dataset(self) -> Any:
-        if not hasattr(self._handles, "dataset"):
-            self._handles.dataset = _open(self.info.path, self.info.level)
-        return self._handles.dataset
+    @contextmanager
+    def _dataset(self) -> Iterator[Any]:
+        try:
+            dataset = self._idle.pop()
+        except IndexError:
+            dataset = _open(self.info.path, self.info.level)
+        yield dataset
+        self._idle.append(dataset)
 
     def read(
         self, window: Window, fill: NDArray[np.float64]
@@ -298,8 +303,8 @@ class Raster:
             int(rows.min()), int(cols.min()), int(rows.max()) + 1, int(cols.max()) + 1
         )
         try:
-            with _environment():
-                pixels, valid = self._read(box, fill)
+            with _environment(), self._dataset() as dataset:
+                pixels, valid = self._read(dataset, box, fill)
         except Exception as error:  # GDAL's own classes are neither RasterioError nor OSError
             raise InputError(
                 f"pixels cannot be read: {error}", f"{self.info.path} {box}", "check the file"
@@ -311,13 +316,12 @@ class Raster:
         return pixels, valid
 
     def _read(
-        self, box: Window, fill: NDArray[np.float64]
+        self, dataset: Any, box: Window, fill: NDArray[np.float64]
     ) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
-        dataset = self._dataset()
         where = ((box.row, box.row_stop), (box.col, box.col_stop))
         stored = dataset.read(self.info.bands, window=where)
         pixels = stored.astype(self.info.dtype, copy=False)
-        invalid = _invalid_values(stored, self.info.nodata)
+        invalid = invalid_values(stored, self.info.nodata)
         valid: NDArray[np.bool_] | None = None
         if self.info.validity == "nodata" and invalid is not None:
             valid = ~invalid.all(axis=0)
@@ -341,32 +345,6 @@ class Raster:
             values = rounded.astype(pixels.dtype)[:, None, None]
             pixels = np.where(invalid, values, pixels)
         return pixels, valid
-
-
-def _invalid_values(
-    pixels: NDArray[Any], nodata: tuple[float | None, ...]
-) -> NDArray[np.bool_] | None:
-    """Return where a value is its band's nodata, (C, h, w), or None if nowhere."""
-    invalid = None
-    for band, value in enumerate(nodata):
-        if value is None:
-            continue
-        if np.isnan(value):
-            same = np.isnan(pixels[band])
-        elif pixels.dtype.kind in "iu" and not _holds(pixels.dtype, value):
-            continue  # a nodata value that the pixels cannot hold marks nothing
-        else:
-            same = pixels[band] == np.asarray(value).astype(pixels.dtype)
-        if same.any():
-            if invalid is None:
-                invalid = np.zeros(pixels.shape, bool)
-            invalid[band] = same
-    return invalid
-
-
-def _holds(dtype: np.dtype[Any], value: float) -> bool:
-    limits = np.iinfo(dtype)
-    return limits.min <= value <= limits.max and value == int(value)
 
 
 def open_raster(

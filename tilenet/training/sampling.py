@@ -96,6 +96,7 @@ class Places:
         assert anywhere is not None, "the survey finds labelled pixels"
         self._anywhere = anywhere
         classes = survey.cells[0].shape[2]
+        kinds: list[list[NDArray[np.signedinteger[Any]]]]
         if balance:
             kinds = [[cells[:, :, k] for cells in survey.cells] for k in range(classes)]
         else:
