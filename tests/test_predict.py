@@ -177,8 +177,11 @@ def assert_same(out, original):
 
 
 @pytest.mark.parametrize("block", [64, 128, 192])
-@pytest.mark.parametrize("batch_size", [1, 5])
-def test_same_bytes_for_any_block_size(scene, tmp_path, original, block, batch_size):
+@pytest.mark.parametrize(("batch_size", "blocks_per_task"), [(1, 1), (5, 64)])
+def test_same_bytes_for_any_block_size(
+    scene, tmp_path, original, block, batch_size, blocks_per_task, monkeypatch
+):
+    monkeypatch.setattr("tilenet.engine.run._TASK_BLOCKS", blocks_per_task)
     model, options, expected = original
     options = options | {"block": block, "batch_size": batch_size}
     result = run(scene, tmp_path / "x.zarr", model, **options)

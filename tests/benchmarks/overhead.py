@@ -26,12 +26,20 @@ import inputs
 from bench import command
 
 from tilenet.config import PredictConfig
-from tilenet.engine.run import open_executor, run_many
+from tilenet.engine import run as engine
+from tilenet.engine import spill
+from tilenet.engine.journal import BlockRecord, Journal
+from tilenet.engine.meter import Spans
+from tilenet.engine.pack import Job, Request, plan_for
+from tilenet.engine.plan import Plan
+from tilenet.engine.task import STRIPS, Blocks
 from tilenet.geometry import Window
 from tilenet.models.session import choose, network_shape, open_session
 from tilenet.models.store import find_model
 from tilenet.sinks import MaskSpec, MaskStore, write_geotiff
 from tilenet.sources import open_raster
+
+_run: list[Plan] = []  # of the run without a network, whose tasks share this process
 
 SIDE, SMALL = 256, 2000
 """Side and number of the small images."""
@@ -89,21 +97,51 @@ def planning(folder: Path) -> dict[str, float]:
     return timed(["predict", str(path), "--model", model, "--out", out, *cut, "--dry-run"], 1)
 
 
-def no_op(folder: str, run: str, block: int) -> int:
-    """Stand in for a task: the same arguments, a small result."""
-    del folder, run
-    return block
+def forward_nothing(folder: str, run: str, blocks: Blocks) -> tuple[Blocks, Spans]:
+    """Stand in for a forward: the files of an empty half, a strip for each taker."""
+    del run
+    lattice, strips = _run[-1].lattice, Path(folder) / STRIPS
+    for block in blocks:
+        given = [spill.strip_name(block, taker) for taker in lattice.takers(block)]
+        for name in (*spill.own_names(block), *given):
+            spill.write(strips / name, {})
+    return blocks, Spans().close()
+
+
+def join_nothing(folder: str, run: str, blocks: Blocks) -> tuple[list[BlockRecord], Spans]:
+    """Stand in for a join: reads what the forwards wrote."""
+    del run
+    lattice, strips = _run[-1].lattice, Path(folder) / STRIPS
+    for block in blocks:
+        taken = [spill.strip_name(giver, block) for giver in lattice.givers(block)]
+        for name in (*spill.own_names(block), *taken):
+            assert spill.read(strips / name) == {}
+    return [BlockRecord(block, (), {}, 1, 0) for block in blocks], Spans().close()
 
 
 def dask_alone(folder: Path) -> dict[str, float]:
-    """Return milliseconds of wall time per block: a forward and a join that do nothing."""
-    blocks = 10_000
-    with open_executor("local", blocks) as executor:
+    """Return milliseconds of wall time per block on an in-process Dask cluster.
+
+    10,000 blocks that compute nothing: a forward, a join that waits for its neighbours, the files
+    of their strips, the journal.
+    """
+    model = inputs.null_network(folder, 2)
+    files = find_model(str(model), None, {})
+    config = PredictConfig(model=str(model), tile=64, overlap=32, block=64, chunk=64)
+    request = Request(config, files, network_shape(files), choose(files))
+    raster, run = inputs.raster(folder, 6400, "deflate"), folder / "no-op"
+    plan, _ = plan_for(Job(raster, folder / "no-op.zarr"), request, named=True)
+    _run.append(plan)
+    shutil.rmtree(run, ignore_errors=True)
+    (run / STRIPS).mkdir(parents=True)
+    engine.forward_task, engine.join_task = forward_nothing, join_nothing  # type: ignore[assignment]
+    blocks = plan.lattice.blocks
+    with engine.open_executor("local", blocks) as executor, Journal(run / "journal") as journal:
         start = time.perf_counter()
-        for kind in ("forward", "join"):
-            for _ in run_many(executor, no_op, ((str(folder), kind, b) for b in range(blocks))):
-                pass
+        engine.run_blocks(plan, run, journal, executor, lambda _: None)
         taken = time.perf_counter() - start
+        assert len(journal.blocks) == blocks
+    shutil.rmtree(run)
     return {"blocks": blocks, "ms_per_block": 1000 * taken / blocks}
 
 

@@ -1,6 +1,6 @@
 """The run that drives a plan's blocks to completion. The only importer of Dask.
 
-Every task is named by a run folder and a block; a bounded number is in flight, and futures carry
+Every task is named by a run folder and its blocks; a bounded number is in flight, and futures carry
 small reports only. A thread pool does for a few blocks; more go through an in-process Dask cluster,
 and `processes:N` or `tcp://…` through the same code on others.
 """
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import batched
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from tilenet.engine import spill
 from tilenet.engine.journal import BlockRecord, Journal
 from tilenet.engine.meter import Meter
 from tilenet.engine.plan import Plan
-from tilenet.engine.task import STRIPS, forward_task, join_task
+from tilenet.engine.task import STRIPS, Blocks, forward_task, join_task
 from tilenet.errors import ClusterError, TilenetError, UsageError, convert_errors
 from tilenet.memory import return_large_arrays
 from tilenet.quiet import quiet_dask
@@ -34,7 +35,7 @@ THREADS = 3
 """Per worker process: one computes, one reads ahead, one joins and writes."""
 
 _FORWARDS_PER_WORKER = 2
-_QUEUED_PIXELS, _MOST_QUEUED = 1 << 23, 32  # more of small blocks: a task's way takes 20 ms
+_TASK_PIXELS, _TASK_BLOCKS = 1 << 21, 64  # smaller blocks share a task: Dask takes 2 ms for each
 _MAX_JOINS = 16
 _LOOK, _GRACE = 5.0, 30.0  # seconds between looks at the cluster; without workers at the most
 _RESUMES = "a rerun resumes"
@@ -276,13 +277,13 @@ def _clean(folder: Path, plan: Plan, block: int) -> None:
 class _Tasks:
     """The tasks of one run that are in flight."""
 
-    def __init__(self, executor: Executor, key: tuple[str, str], forwards: int) -> None:
-        self._executor, self._key, self._forwards = executor, key, forwards
+    def __init__(self, executor: Executor, key: tuple[str, str]) -> None:
+        self._executor, self._key = executor, key
         self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._running: dict[Any, Callable[..., Any]] = {}
 
-    def submit(self, function: Callable[..., Any], block: int) -> None:
-        future = self._executor.submit(function, *self._key, block)
+    def submit(self, function: Callable[..., Any], blocks: Blocks) -> None:
+        future = self._executor.submit(function, *self._key, blocks)
         self._running[future] = function
         future.add_done_callback(self._done.put)
 
@@ -290,9 +291,7 @@ class _Tasks:
         """Whether another forward may start: joins that pile up hold it back."""
         joins = sum(function is join_task for function in self._running.values())
         forwards = len(self._running) - joins
-        return joins <= max(_MAX_JOINS, 2 * self._forwards) and (
-            forwards < self._forwards * self._executor.workers
-        )
+        return joins <= _MAX_JOINS and forwards < _FORWARDS_PER_WORKER * self._executor.workers
 
     def finished(self) -> Iterator[tuple[Callable[..., Any], Any]]:
         """Wait for a task; yield it and all others that are done, with their results."""
@@ -304,10 +303,8 @@ class _Tasks:
                 yield self._running.pop(future), _result(future)
 
 
-def _in_flight(plan: Plan) -> int:
-    """Return how many forwards a worker may have at hand."""
-    pixels = plan.lattice.core(0).pixels
-    return min(_MOST_QUEUED, max(_FORWARDS_PER_WORKER, _QUEUED_PIXELS // pixels))
+def _blocks_per_task(plan: Plan) -> int:
+    return min(_TASK_BLOCKS, max(1, _TASK_PIXELS // plan.lattice.core(0).pixels))
 
 
 def run_blocks(
@@ -334,27 +331,30 @@ def run_blocks(
         Seconds, tiles and memory.
     """
     meter, state = Meter(), _State(plan, folder, journal)
-    tasks = _Tasks(executor, (str(folder.resolve()), secrets.token_hex(8)), _in_flight(plan))
-    for block in state.waiting():
-        tasks.submit(join_task, block)
-    new, left = state.new_blocks(), True
+    tasks = _Tasks(executor, (str(folder.resolve()), secrets.token_hex(8)))
+    share = _blocks_per_task(plan)
+    for blocks in batched(state.waiting(), share):
+        tasks.submit(join_task, blocks)
+    new, left = batched(state.new_blocks(), share), True
     while True:
         while left and tasks.room():
-            block = next(new, -1)
-            left = block >= 0
+            blocks = next(new, ())
+            left = bool(blocks)
             if left:
-                tasks.submit(forward_task, block)
+                tasks.submit(forward_task, blocks)
         finished = list(tasks.finished())
         if not finished:
             return meter
         records: list[BlockRecord] = []
+        ready: list[int] = []
         for function, (result, spans) in finished:
             meter.add(spans)
             if function is join_task:
-                records.append(result)
+                records += result
             else:
-                for block in state.forwarded(result):
-                    tasks.submit(join_task, block)
+                ready += [joined for block in result for joined in state.forwarded(block)]
+        for blocks in batched(ready, share):
+            tasks.submit(join_task, blocks)
         journal.append(records)
         for record in records:
             _clean(folder, plan, record.block)

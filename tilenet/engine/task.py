@@ -1,7 +1,7 @@
 """What a worker does: forward a block, join a block. Pure tasks that find all they need on disk.
 
-A task is named by the run folder and a block number; results stay in files, and only small reports
-travel. Doing a task twice, or in two places at once, gives the same files.
+A task is named by the run folder and its blocks' numbers; results stay in files, and only small
+reports travel. Doing a task twice, or in two places at once, gives the same files.
 """
 
 from __future__ import annotations
@@ -31,11 +31,14 @@ from tilenet.pyramid import halve
 from tilenet.sinks import MaskStore, StoredChunk
 from tilenet.sources import Raster
 
-__all__ = ["STORE", "STRIPS", "Worker", "class_pixels", "forward_task", "join_task",
+__all__ = ["STORE", "STRIPS", "Blocks", "Worker", "class_pixels", "forward_task", "join_task",
            "session_for"]  # fmt: skip
 
 STORE, STRIPS = "store", "strips"
 """Names in the run folder."""
+
+Blocks = tuple[int, ...]
+"""The blocks of one task: one, or several small ones."""
 
 _sessions: dict[tuple[str, Setup, str], Session] = {}
 _sessions_lock = threading.Lock()
@@ -198,16 +201,22 @@ def _worker(folder: str, run: str) -> Worker:
     return Worker.at(Path(folder))
 
 
-def forward_task(folder: str, run: str, block: int) -> tuple[int, Spans]:
-    """Forward one block into the run folder's strips."""
+def forward_task(folder: str, run: str, blocks: Blocks) -> tuple[Blocks, Spans]:
+    """Forward blocks into the run folder's strips."""
     worker, spans = _worker(folder, run), Spans()
-    worker.forward_to_files(block, spans)
-    return block, spans.close()
+    for block in blocks:
+        worker.forward_to_files(block, spans)
+    return blocks, spans.close()
 
 
-def join_task(folder: str, run: str, block: int) -> tuple[BlockRecord, Spans]:
-    """Join one block and store it; its record is true when this returns."""
+def join_task(folder: str, run: str, blocks: Blocks) -> tuple[list[BlockRecord], Spans]:
+    """Join blocks and store them; their records are true when this returns."""
     worker, spans = _worker(folder, run), Spans()
+    records = [_join(worker, block, spans) for block in blocks]
+    return records, spans.close()
+
+
+def _join(worker: Worker, block: int, spans: Spans) -> BlockRecord:
     lattice = worker.plan.lattice
     with ExitStack() as files:
         own = worker.own_half(block, spans)
@@ -220,11 +229,10 @@ def join_task(folder: str, run: str, block: int) -> tuple[BlockRecord, Spans]:
     with spans.writing():
         stored = worker.write(block, own)
         pixels = class_pixels(own.mask, len(worker.plan.spec.classes))
-    record = BlockRecord(
+    return BlockRecord(
         block,
         tuple((chunk.path, chunk.sha256, chunk.size) for chunk in stored),
         pixels,
         own.tiles_forwarded + own.tiles_skipped,
         own.tiles_skipped,
     )
-    return record, spans.close()
