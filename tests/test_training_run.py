@@ -334,3 +334,17 @@ def test_augmentation_moves_image_and_label_together(bands):
         changed = change_colours(moved, TrainConfig(data="."), generator)
         assert changed.shape == moved.shape
         assert torch.isfinite(changed).all()
+
+
+def test_saturation_moves_the_bands_to_and_from_their_mean():
+    off = dict.fromkeys(("brightness", "contrast", "gamma", "noise", "blur"), 0)
+    config = TrainConfig(data=".", saturation=1, **off)
+    image = torch.rand(3, 5, 7, generator=torch.Generator().manual_seed(0))
+    grey, factors = image.mean(0), []
+    for seed in range(200):
+        changed = change_colours(image, config, torch.Generator().manual_seed(seed))
+        factor = (changed - grey)[0, 0, 0] / (image - grey)[0, 0, 0]
+        torch.testing.assert_close(changed, (image - grey) * factor + grey)
+        factors.append(float(factor))
+    assert 0 <= min(factors) < 0.1
+    assert 1.9 < max(factors) <= 2

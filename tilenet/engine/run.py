@@ -35,7 +35,7 @@ THREADS = 3
 """Per worker process: one computes, one reads ahead, one joins and writes."""
 
 _FORWARDS_PER_WORKER = 2
-_TASK_PIXELS, _TASK_BLOCKS = 1 << 21, 64  # smaller blocks share a task: Dask takes 2 ms for each
+_TASK_PIXELS, _TASK_BLOCKS = 1 << 21, 64  # of many small blocks: Dask takes 2 ms for a task
 _MAX_JOINS = 16
 _LOOK, _GRACE = 5.0, 30.0  # seconds between looks at the cluster; without workers at the most
 _RESUMES = "a rerun resumes"
@@ -304,7 +304,9 @@ class _Tasks:
 
 
 def _blocks_per_task(plan: Plan) -> int:
-    return min(_TASK_BLOCKS, max(1, _TASK_PIXELS // plan.lattice.core(0).pixels))
+    lattice = plan.lattice
+    many = min(lattice.blocks // _FEW_BLOCKS, _TASK_PIXELS // lattice.core(0).pixels)
+    return max(1, min(_TASK_BLOCKS, many))
 
 
 def run_blocks(

@@ -123,7 +123,10 @@ def apply_geometry(
 
 
 def change_colours(image: Tensor, config: TrainConfig, generator: torch.Generator) -> Tensor:
-    """Change brightness, contrast and gamma per band; add noise or blur.
+    """Change gamma, contrast and brightness per band, and saturation; add noise or blur.
+
+    Saturation is how far the bands lie from their mean: 1 takes a picture from grey to twice its
+    colour.
 
     Parameters
     ----------
@@ -149,6 +152,9 @@ def change_colours(image: Tensor, config: TrainConfig, generator: torch.Generato
     if config.contrast:
         centre = image.mean((1, 2), keepdim=True)
         image = (image - centre) * (1 + amount(config.contrast)) + centre
+    if config.saturation and len(image) > 1:
+        grey = image.mean(0, keepdim=True)
+        image = (image - grey) * _uniform(1 - config.saturation, 1 + config.saturation, generator) + grey
     if config.brightness:
         image = image + amount(config.brightness)
     if config.blur and _uniform(0, 1, generator) < _CHANCE / 2:

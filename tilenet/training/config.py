@@ -109,7 +109,7 @@ class TrainConfig(BaseModel):
         Degrees at most.
     scale : tuple of float
         Smallest and largest zoom.
-    elastic, brightness, contrast, gamma, noise, blur : float
+    elastic, brightness, contrast, gamma, saturation, noise, blur : float
         Strengths; 0 leaves one out.
     mean, std : tuple of float or None
         In units of the value range; None measures them on the training part.
@@ -177,6 +177,7 @@ class TrainConfig(BaseModel):
     brightness: Amount = 0.2
     contrast: Annotated[float, Field(ge=0, lt=1)] = 0.2
     gamma: Amount = 0.2
+    saturation: Annotated[float, Field(ge=0, le=1)] = 0.0
     noise: Amount = 0.05
     blur: Amount = 0.5
 
