@@ -154,7 +154,8 @@ def change_colours(image: Tensor, config: TrainConfig, generator: torch.Generato
         image = (image - centre) * (1 + amount(config.contrast)) + centre
     if config.saturation and len(image) > 1:
         grey = image.mean(0, keepdim=True)
-        image = (image - grey) * _uniform(1 - config.saturation, 1 + config.saturation, generator) + grey
+        factor = _uniform(1 - config.saturation, 1 + config.saturation, generator)
+        image = (image - grey) * factor + grey
     if config.brightness:
         image = image + amount(config.brightness)
     if config.blur and _uniform(0, 1, generator) < _CHANCE / 2:
