@@ -238,7 +238,7 @@ def _write_store(plan: Plan, done: Forwarded, finished: Finished, folder: Path) 
     root = folder / STORE
     if root.exists():
         shutil.rmtree(root)
-    store = MaskStore(root, plan.spec)
+    store = MaskStore(root, plan.spec, lasting=False)
     store.create()
     stored = store.write("mask", done.mask, 0, 0)
     if done.probabilities is not None:

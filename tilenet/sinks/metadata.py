@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any
 
 from rasterio.crs import CRS
 
+from tilenet import __version__
 from tilenet.classes import NODATA, ClassInfo
 from tilenet.geometry import Affine6, Georeference
 from tilenet.sinks.spec import ArrayLayout, MaskSpec
@@ -65,7 +65,7 @@ def root_attributes(
         # OME 0.4 owns the top-level `multiscales` of format 2; only format 3 has room for GeoZarr.
         attributes = {"ome": {"version": "0.5", **attributes}, **_geozarr_root(spec)}
     attributes["tilenet"] = {
-        "version": version("tilenet"),
+        "version": __version__,
         "schema": SCHEMA,
         "complete": complete,
         "title": spec.title,
@@ -207,7 +207,7 @@ def _ome(spec: MaskSpec, pixels: Mapping[int, int]) -> Attributes:
         **of_its_own,
         "name": spec.title,
         "type": "mode",
-        "metadata": {"method": "2x2 majority", "version": version("tilenet")},
+        "metadata": {"method": "2x2 majority", "version": __version__},
         "axes": axes,
         "datasets": datasets,
     }

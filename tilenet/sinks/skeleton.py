@@ -1,8 +1,13 @@
-"""The part of a mask's store that zarr writes: groups, array metadata, coordinates, documents."""
+"""The part of a mask's store that zarr writes: groups, array metadata, coordinates, documents.
+
+zarr writes it into memory, because its store on disk takes a thread for every small file and syncs
+none; what comes out is a dictionary of files.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numcodecs
@@ -10,8 +15,12 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
+from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.errors import ZarrUserWarning
+from zarr.storage import MemoryStore
 
 from tilenet.geometry import Georeference
+from tilenet.quiet import ignoring
 from tilenet.sinks.metadata import (
     array_attributes,
     coordinate_attributes,
@@ -21,7 +30,10 @@ from tilenet.sinks.metadata import (
 )
 from tilenet.sinks.spec import ArrayLayout, MaskSpec
 
-__all__ = ["encode", "make_skeleton", "write_small"]
+__all__ = ["complete", "encode", "skeleton"]
+
+Files = Mapping[str, bytes]
+"""Contents by path relative to a store's root."""
 
 # Measured on synthetic 1024² masks of 2 to 4 classes: zstd 1 and 2 are as fast as 3 (0.5 to 2.4 ms)
 # and, but for the finest mask, smaller; zlib 2 takes 2 to 15 % longer than 1 and saves 2 to 10 %.
@@ -29,10 +41,17 @@ _ZSTD_LEVEL = 1
 _ZLIB_LEVEL = 2
 
 
-def make_skeleton(root: Path, spec: MaskSpec) -> None:
-    """Write every group and array of an empty mask into the new folder `root`, not synced."""
-    layouts = spec.layouts
-    top = zarr.create_group(root, zarr_format=spec.zarr_format, attributes=root_attributes(spec))
+def _files(memory: dict[str, Buffer]) -> Files:
+    return {path: memory[path].to_bytes() for path in sorted(memory)}
+
+
+@lru_cache(maxsize=8)  # a folder of small images of one size has one
+def skeleton(spec: MaskSpec) -> Files:
+    """Return the files of every group and array of an empty mask."""
+    layouts, memory = spec.layouts, dict[str, Buffer]()
+    top = zarr.create_group(
+        MemoryStore(memory), zarr_format=spec.zarr_format, attributes=root_attributes(spec)
+    )
     for path, factor, height, width in spec.levels:
         group = top if factor == 1 else top.create_group(f"ovr_{factor}x")
         _pixels(spec, group, "mask", layouts[path], factor)
@@ -41,7 +60,36 @@ def make_skeleton(root: Path, spec: MaskSpec) -> None:
         _pixels(spec, top, "prob", layouts["prob"], 1)
         planes = np.arange(len(spec.channels))
         names = {"long_name": "probability plane", "names": list(spec.channels)}
-        write_small(spec, top, "class", planes, ("class",), names)
+        _small(spec, top, "class", planes, ("class",), names)
+    return _files(memory)
+
+
+def complete(spec: MaskSpec, pixels: Mapping[int, int], documents: Files) -> Files:
+    """Return the files of a finished mask, but for the chunks of its pixels.
+
+    Parameters
+    ----------
+    spec : MaskSpec
+        The mask.
+    pixels : mapping of int to int
+        Pixels of each class id at full resolution.
+    documents : mapping of str to bytes
+        Kept as arrays `tilenet/<name>`, because readers warn about loose files.
+    """
+    buffer = default_buffer_prototype().buffer
+    memory: dict[str, Buffer] = {k: buffer.from_bytes(v) for k, v in skeleton(spec).items()}
+    store = MemoryStore(memory)
+    root = zarr.open_group(
+        store, mode="r+", zarr_format=spec.zarr_format, use_consolidated=False
+    )
+    folder = root.create_group("tilenet")
+    for name in sorted(documents):
+        _small(spec, folder, name, np.frombuffer(documents[name], np.uint8), ("byte",), {})
+    root.attrs.put(root_attributes(spec, pixels=pixels, complete=True))
+    # True of format 3, and harmless: readers that do not know it read the single files.
+    with ignoring(ZarrUserWarning, "Consolidated metadata"):
+        zarr.consolidate_metadata(store, zarr_format=spec.zarr_format)
+    return _files(memory)
 
 
 def _pixels(spec: MaskSpec, group: zarr.Group, name: str, layout: ArrayLayout, factor: int) -> None:
@@ -63,7 +111,7 @@ def _coordinates(
 ) -> None:
     attributes = spatial_ref_attributes(place)
     if attributes is not None:
-        write_small(spec, group, "spatial_ref", np.zeros((), np.int64), (), attributes)
+        _small(spec, group, "spatial_ref", np.zeros((), np.int64), (), attributes)
     if not has_coordinates(place):
         return
     if place.transform is not None:
@@ -72,19 +120,17 @@ def _coordinates(
         assert place.mpp is not None, "coordinates come from an affine or from mpp"
         (e, a), c, f = place.mpp, 0.0, 0.0
     described = coordinate_attributes(place)
-    write_small(spec, group, "x", c + a * (np.arange(width) + 0.5), ("x",), described["x"])
-    write_small(spec, group, "y", f + e * (np.arange(height) + 0.5), ("y",), described["y"])
+    _small(spec, group, "x", c + a * (np.arange(width) + 0.5), ("x",), described["x"])
+    _small(spec, group, "y", f + e * (np.arange(height) + 0.5), ("y",), described["y"])
 
 
-def write_small(
+def _small(
     spec: MaskSpec,
     group: zarr.Group,
     name: str,
     values: NDArray[Any],
     dimensions: tuple[str, ...],
     attributes: dict[str, Any],
-    *,
-    overwrite: bool = False,
 ) -> None:
     """Write a small array in one chunk, fill values included."""
     v2 = spec.zarr_format == 2
@@ -97,7 +143,6 @@ def write_small(
         dtype=values.dtype,
         fill_value=missing,
         attributes=named,
-        overwrite=overwrite,
         config={"write_empty_chunks": True},
         **_storage(spec, dimensions),
     )

@@ -20,14 +20,12 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.errors import ZarrUserWarning
 
 from tilenet import durable
 from tilenet.errors import InputError, OutputError, VerifyError
 from tilenet.geometry import Window
-from tilenet.quiet import ignoring
-from tilenet.sinks.metadata import SCHEMA, root_attributes
-from tilenet.sinks.skeleton import encode, make_skeleton, write_small
+from tilenet.sinks.metadata import SCHEMA
+from tilenet.sinks.skeleton import complete, encode, skeleton
 from tilenet.sinks.spec import ArrayLayout, MaskSpec
 
 __all__ = ["MaskStore", "StoredChunk", "documents", "open_store"]
@@ -64,10 +62,14 @@ class MaskStore:
         The store's folder.
     spec : MaskSpec
         What is in it.
+    lasting : bool
+        What is written is on disk when the call returns; otherwise, for a store that is made in one
+        go, when `finish` does.
     """
 
-    def __init__(self, root: Path, spec: MaskSpec) -> None:
+    def __init__(self, root: Path, spec: MaskSpec, *, lasting: bool = True) -> None:
         self.root = root
+        self._lasting = lasting
         self.spec = spec
         self._layouts = spec.layouts
         self._lock = threading.Lock()
@@ -86,9 +88,11 @@ class MaskStore:
             raise OutputError("output exists", self.root, "choose another path")
         temp = durable.temporary(self.root)
         try:
-            make_skeleton(temp, self.spec)
-            for folder, files in _walk(temp):
-                _sync(folder, files)
+            for path, data in skeleton(self.spec).items():
+                (temp / path).parent.mkdir(parents=True, exist_ok=True)
+                (temp / path).write_bytes(data)
+            if self._lasting:
+                _sync_tree(temp)
             durable.rename(temp, self.root)
         except BaseException:
             shutil.rmtree(temp, ignore_errors=True)
@@ -126,7 +130,7 @@ class MaskStore:
             stored.append(chunk)
             if changed:
                 touched.add((self.root / chunk.path).parent)
-        for folder in sorted(touched):
+        for folder in sorted(touched) if self._lasting else ():
             durable.sync_directory(folder)
         return stored
 
@@ -167,22 +171,12 @@ class MaskStore:
             for file in files:
                 if file.name.endswith((".tmp", ".partial")):
                     file.unlink()
-        root = zarr.open_group(
-            self.root, mode="r+", zarr_format=self.spec.zarr_format, use_consolidated=False
-        )
-        folder = root.require_group("tilenet")
-        for name in sorted(documents):
-            content = np.frombuffer(documents[name], np.uint8)
-            write_small(self.spec, folder, name, content, ("byte",), {}, overwrite=True)
-        root.attrs.put(root_attributes(self.spec, pixels=pixels, complete=True))
-        # True of format 3, and harmless: readers that do not know it read the single files.
-        with ignoring(ZarrUserWarning, "Consolidated metadata"):
-            zarr.consolidate_metadata(self.root, zarr_format=self.spec.zarr_format)
-        # Chunks have been durable since `write`; only what zarr wrote is not.
-        chunked = {self.root / path for path in self._layouts}
-        for directory, files in _walk(self.root):
-            if chunked.isdisjoint(directory.parents):
-                _sync(directory, files)
+        before = skeleton(self.spec)
+        for path, data in complete(self.spec, pixels, documents).items():
+            if before.get(path) != data:
+                self._store(self.root / path, data)
+        if not self._lasting:
+            _sync_tree(self.root)
 
     def _put(
         self, layout: ArrayLayout, index: tuple[int, ...], block: NDArray[np.uint8]
@@ -202,9 +196,16 @@ class MaskStore:
             whole[tuple(slice(n) for n in block.shape)] = block
             block = whole
         data = encode(self.spec, np.ascontiguousarray(block))
-        self._ensure_directory(file.parent)
-        durable.write(file, data, sync_parent=False)
+        self._store(file, data, sync_parent=False)
         return StoredChunk(path, hashlib.sha256(data).hexdigest(), len(data)), True
+
+    def _store(self, file: Path, data: bytes, *, sync_parent: bool = True) -> None:
+        if self._lasting:
+            self._ensure_directory(file.parent)
+            durable.write(file, data, sync_parent=sync_parent)
+        else:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
 
     def _ensure_directory(self, folder: Path) -> None:
         """Make `folder` durable; another thread that made it may not have synced it yet."""
@@ -287,8 +288,9 @@ def _walk(root: Path) -> Iterator[tuple[Path, list[Path]]]:
         yield Path(folder), [Path(folder, name) for name in sorted(files)]
 
 
-def _sync(folder: Path, files: list[Path]) -> None:
-    for file in files:
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-    durable.sync_directory(folder)
+def _sync_tree(root: Path) -> None:
+    for folder, files in _walk(root):
+        for file in files:
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        durable.sync_directory(folder)
