@@ -79,9 +79,7 @@ def complete(spec: MaskSpec, pixels: Mapping[int, int], documents: Files) -> Fil
     buffer = default_buffer_prototype().buffer
     memory: dict[str, Buffer] = {k: buffer.from_bytes(v) for k, v in skeleton(spec).items()}
     store = MemoryStore(memory)
-    root = zarr.open_group(
-        store, mode="r+", zarr_format=spec.zarr_format, use_consolidated=False
-    )
+    root = zarr.open_group(store, mode="r+", zarr_format=spec.zarr_format, use_consolidated=False)
     folder = root.create_group("tilenet")
     for name in sorted(documents):
         _small(spec, folder, name, np.frombuffer(documents[name], np.uint8), ("byte",), {})
