@@ -17,7 +17,8 @@ help:
 # The interpreter that .python-version names; a stand-in of the same version is fine.
 $(READY): pyproject.toml constraints.txt | $(filter .uv/bin/uv,$(UV))
 	$(UV) venv --quiet --allow-existing $(VENV)
-	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable . --group dev
+	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --compile-bytecode --editable . --group dev
+	$(BIN)/python -m compileall -q tilenet
 	@touch $@
 
 demo: $(READY) ## segment two real images with the bundled model, write masks and pictures

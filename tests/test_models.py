@@ -1,6 +1,7 @@
 """Models: cards, backends, the batch contract, what is loaded and what is not."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -335,3 +336,15 @@ def test_softmax_over_one_channel_is_refused():
     card = parse_card(json.dumps(networks.card(2)).encode(), "card.json", {})
     with pytest.raises(ModelError, match="1 everywhere"):
         card.check_channels(1, "here")
+
+
+def test_openvino_reports_to_nobody(tmp_path):
+    program = (
+        "import sys, tilenet.models.openvino_backend as backend\n"
+        "import openvino.tools.ovc.telemetry_utils as telemetry\n"
+        "assert 'stub' in telemetry.tm.__name__\n"
+        "assert not [name for name in sys.modules if 'openvino_telemetry' in name]\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "CI"} | {"HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+    assert not list(tmp_path.iterdir())  # no identifier for statistics

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["ignoring", "quiet_dask"]
+__all__ = ["ignoring", "quiet_dask", "without_module"]
 
 # `catch_warnings` swaps process-wide state, so two threads inside it restore each other's filters.
 _LOCK = threading.RLock()
@@ -20,6 +21,18 @@ def ignoring(category: type[Warning], message: str = "") -> Iterator[None]:
     with _LOCK, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message, category)
         yield
+
+
+@contextmanager
+def without_module(name: str) -> Iterator[None]:
+    """Let an import of `name` fail within, as if it was not installed."""
+    before = {name: sys.modules[name]} if name in sys.modules else {}
+    sys.modules[name] = None  # type: ignore[assignment]  # Python's own way to say so
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        sys.modules.update(before)
 
 
 def quiet_dask() -> None:

@@ -10,11 +10,15 @@ import sys
 import warnings
 
 import numpy as np
-import openvino as ov
-import openvino.opset13
 import rasterio
 import zarr
 from rasterio.windows import Window
+
+from tilenet.quiet import without_module
+
+with without_module("openvino_telemetry"):
+    import openvino as ov
+    import openvino.opset13
 
 TILE, STRIDE = 1024, 768
 

@@ -13,18 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
-from openvino import opset13 as ops
-from openvino.frontend import FrontEndManager
-from openvino.preprocess import PrePostProcessor
 
 from tilenet.blend import Activation, Decision, Sums
 from tilenet.errors import ModelError
 from tilenet.models.card import ModelCard
 from tilenet.models.session import NetworkShape, Setup, Tile, check_answer
 from tilenet.models.store import ModelFiles, cache_folder
-from tilenet.quiet import ignoring
+from tilenet.quiet import ignoring, without_module
+
+# With it, the import alone would report to Intel over the network, and wait for that at exit.
+with without_module("openvino_telemetry"):
+    import openvino as ov
+    from openvino import opset13 as ops
+    from openvino.frontend import FrontEndManager
+    from openvino.preprocess import PrePostProcessor
 
 __all__ = ["OpenVinoSession", "onnx_shape"]
 
