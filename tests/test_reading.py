@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rasters import picture, write_tif
 
 from tilenet.config import PredictConfig
-from tilenet.engine.pack import Job, Request, plan_for
+from tilenet.engine.pack import Job, Request, open_job, plan_for
 from tilenet.engine.reading import amplification, read_window
 from tilenet.geometry import Window
 from tilenet.lattice import Axis, Lattice
@@ -67,7 +67,8 @@ def test_a_plan_decodes_little_twice(native, tmp_path):
     files = find_model("nuclei", None, {})
     config = PredictConfig(model="nuclei")
     request = Request(config, files, network_shape(files), choose(files))
-    plan, _ = plan_for(Job(path, tmp_path / "x.zarr"), request, named=True)
+    job = Job(path, tmp_path / "x.zarr")
+    plan, _ = plan_for(open_job(job, request).info, job, request, named=True)
     assert 1 < plan.read_amplification <= 1.15
     assert plan.block_levels > 0
 

@@ -14,7 +14,7 @@ from tilenet.config import PredictConfig
 from tilenet.engine.large import run_large
 from tilenet.engine.meter import Meter, Spans
 from tilenet.engine.output import check_output, plan_in_progress
-from tilenet.engine.pack import SUFFIXES, Job, PackItem, Request, pack_task, plan_for
+from tilenet.engine.pack import SUFFIXES, Job, PackItem, Request, open_job, pack_task, plan_for
 from tilenet.engine.plan import Plan, choose_tile
 from tilenet.engine.run import Executor, open_executor, run_many, worker_count
 from tilenet.errors import (
@@ -366,7 +366,8 @@ def estimate(inputs: list[Path], out: Path, config: PredictConfig) -> Iterator[d
         for source in found:
             job = Job(source.path, out if single else out / source.stem)
             try:
-                plan, name = plan_for(job, request, named=single)
+                info = open_job(job, request).info
+                plan, name = plan_for(info, job, request, named=single)
                 finished = check_output(name, plan, overwrite=config.overwrite) is not None
                 yield _estimate(plan, request.files) | {"output": str(name), "finished": finished}
             except (InputError, ModelError, OutputError) as error:

@@ -30,7 +30,7 @@ from tilenet.engine import run as engine
 from tilenet.engine import spill
 from tilenet.engine.journal import BlockRecord, Journal
 from tilenet.engine.meter import Spans
-from tilenet.engine.pack import Job, Request, plan_for
+from tilenet.engine.pack import Job, Request, open_job, plan_for
 from tilenet.engine.plan import Plan
 from tilenet.engine.task import STRIPS, Blocks
 from tilenet.geometry import Window
@@ -130,7 +130,8 @@ def dask_alone(folder: Path) -> dict[str, float]:
     config = PredictConfig(model=str(model), tile=64, overlap=32, block=64, chunk=64)
     request = Request(config, files, network_shape(files), choose(files))
     raster, run = inputs.raster(folder, 6400, "deflate"), folder / "no-op"
-    plan, _ = plan_for(Job(raster, folder / "no-op.zarr"), request, named=True)
+    job = Job(raster, folder / "no-op.zarr")
+    plan, _ = plan_for(open_job(job, request).info, job, request, named=True)
     _run.append(plan)
     shutil.rmtree(run, ignore_errors=True)
     (run / STRIPS).mkdir(parents=True)

@@ -13,6 +13,7 @@ from tilenet.engine.output import (
     PLAN,
     Finished,
     check_in_progress,
+    encode_document,
     export,
     locked,
     plan_document,
@@ -134,7 +135,8 @@ def _finish(plan: Plan, folder: Path, out: Path, journal: Journal, *, overwrite:
     blocks = plan.lattice.blocks
     done = Finished(dict(journal.pixels), journal.tiles, journal.tiles_skipped, blocks)
     if plan.format == "zarr":
-        store.finish(done.pixels, {"plan": plan_document(plan, done), "journal": journal.dump()})
+        document = encode_document(plan_document(plan, done))
+        store.finish(done.pixels, {"plan": document, "journal": journal.dump()})
         publish(store.root, out, overwrite=overwrite)
     else:
         export(

@@ -34,6 +34,7 @@ __all__ = [
     "Finished",
     "check_in_progress",
     "check_output",
+    "encode_document",
     "export",
     "locked",
     "plan_document",
@@ -99,7 +100,7 @@ def plan_in_progress(out: Path) -> Plan | None:
         return None
 
 
-def plan_document(plan: Plan, done: Finished | None = None) -> bytes:
+def plan_document(plan: Plan, done: Finished | None = None) -> dict[str, Any]:
     """Return what a mask keeps of its plan: identity and figures, no paths and no times."""
     document: dict[str, Any] = {
         "tilenet": tilenet.__version__,
@@ -115,7 +116,12 @@ def plan_document(plan: Plan, done: Finished | None = None) -> bytes:
             "tiles_skipped": done.tiles_skipped,
             "blocks": done.blocks,
         }
-    return json.dumps(document, sort_keys=True, indent=1).encode()
+    return document
+
+
+def encode_document(document: Mapping[str, Any]) -> bytes:
+    """Return a document as JSON, the same bytes for the same content."""
+    return json.dumps(document, sort_keys=True).encode()
 
 
 def read_sidecar(out: Path) -> dict[str, Any] | None:
@@ -314,11 +320,10 @@ def export(
     overwrite : bool
         Replace an output of ours.
     """
-    document = json.loads(plan_document(plan, done))
+    document = plan_document(plan, done)
 
     def note(written: dict[str, Any]) -> None:
-        text = json.dumps(document | written, sort_keys=True, indent=1)
-        durable.write(sidecar(out), text.encode())
+        durable.write(sidecar(out), encode_document(document | written))
 
     with _making_room(out, overwrite=overwrite):
         try:

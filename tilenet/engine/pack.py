@@ -19,6 +19,7 @@ from tilenet.engine.output import (
     Finished,
     check_in_progress,
     check_output,
+    encode_document,
     export,
     locked,
     plan_document,
@@ -35,9 +36,9 @@ from tilenet.geometry import Window
 from tilenet.models.session import NetworkShape, Setup
 from tilenet.models.store import ModelFiles
 from tilenet.sinks import MaskStore
-from tilenet.sources import Raster, open_raster
+from tilenet.sources import Raster, RasterInfo, open_raster
 
-__all__ = ["Job", "PackItem", "Request", "pack_task", "plan_for"]
+__all__ = ["Job", "PackItem", "Request", "open_job", "pack_task", "plan_for"]
 
 _PACK_PIXELS = 1 << 23  # pixels held at a time; a larger raster is read alone
 _ZARR_SIDE = 4096
@@ -122,8 +123,7 @@ SUFFIXES: dict[str, Format] = {".zarr": "zarr", ".tif": "cog", ".tiff": "cog", "
 _ENDINGS = {"zarr": ".zarr", "cog": ".tif", "png": ".png"}
 
 
-def _format(raster: Raster, config: PredictConfig) -> Format:
-    info = raster.info
+def _format(info: RasterInfo, config: PredictConfig) -> Format:
     if config.format is not None:
         return config.format
     if max(info.height, info.width) > _ZARR_SIDE:
@@ -131,13 +131,20 @@ def _format(raster: Raster, config: PredictConfig) -> Format:
     return "cog" if info.georeference.is_georeferenced else "png"
 
 
-def plan_for(job: Job, request: Request, *, named: bool) -> tuple[Plan, Path]:
-    """Open a raster and plan its mask.
+def open_job(job: Job, request: Request) -> Raster:
+    """Open a raster at the bands and the level that the run asks for."""
+    return open_raster(job.path, request.config.bands, request.config.level)
+
+
+def plan_for(info: RasterInfo, job: Job, request: Request, *, named: bool) -> tuple[Plan, Path]:
+    """Plan the mask of a raster.
 
     Parameters
     ----------
+    info : RasterInfo
+        What `open_job` found.
     job : Job
-        The raster.
+        The raster and where its mask goes.
     request : Request
         The run.
     named : bool
@@ -151,24 +158,23 @@ def plan_for(job: Job, request: Request, *, named: bool) -> tuple[Plan, Path]:
 
     Raises
     ------
-    InputError, ModelError, UsageError
-        The raster does not open or does not fit.
+    ModelError, UsageError
+        The raster does not fit.
     """
     config = request.config
-    raster = open_raster(job.path, config.bands, config.level)
     if named:
         output: Format = config.format or SUFFIXES[job.out.suffix.lower()]
         out = job.out
     else:
-        output = _format(raster, config)
+        output = _format(info, config)
         out = job.out.with_name(job.out.name + _ENDINGS[output])
-    plan = make_plan(raster.info, request.files, request.shape, request.setup, config, output)
+    plan = make_plan(info, request.files, request.shape, request.setup, config, output)
     return plan, out
 
 
-def _load(item: PackItem, plan: Plan, out: Path, spans: Spans) -> _Loaded:
+def _load(item: PackItem, raster: Raster, plan: Plan, out: Path, spans: Spans) -> _Loaded:
     with spans.reading():
-        pixels, valid = Raster(plan.raster).read(
+        pixels, valid = raster.read(
             read_window(plan.lattice, 0, plan.model.card.margin), plan.model.card.offset
         )
     block = BlockJob(
@@ -246,9 +252,8 @@ def _write_store(plan: Plan, done: Forwarded, finished: Finished, folder: Path) 
     stored += upper_levels(store, 1)
     files = tuple((c.path, c.sha256, c.size) for c in stored)
     record = BlockRecord(0, files, finished.pixels, finished.tiles, finished.tiles_skipped)
-    store.finish(
-        finished.pixels, {"plan": plan_document(plan, finished), "journal": encode(record)}
-    )
+    document = encode_document(plan_document(plan, finished))
+    store.finish(finished.pixels, {"plan": document, "journal": encode(record)})
 
 
 def pack_task(
@@ -281,7 +286,8 @@ def pack_task(
         item = PackItem(job)
         items.append(item)
         with _noting(item):
-            plan, out = plan_for(job, request, named=named)
+            raster = open_job(job, request)
+            plan, out = plan_for(raster.info, job, request, named=named)
             item.plan, item.out = plan, out
             item.done = check_output(out, plan, overwrite=request.config.overwrite)
             item.resumed = item.done is not None
@@ -289,7 +295,7 @@ def pack_task(
                 sweep(out, plan)
             if not item.resumed and plan.lattice.blocks == 1:
                 out.parent.mkdir(parents=True, exist_ok=True)
-                pack.append(_load(item, plan, out, spans))
+                pack.append(_load(item, raster, plan, out, spans))
         if sum(loaded.pixels.size for loaded in pack) > _PACK_PIXELS:
             flush()
     flush()

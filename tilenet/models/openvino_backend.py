@@ -37,7 +37,9 @@ _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 # is taken off, so the copy into the request's tensor widens them.
 _DTYPES = {"uint8": ov.Type.u8}
 _MAX_COMPILED = 8  # tile shapes kept compiled; a folder of images has few
-_REQUESTS = 2  # one computes while the last one's scores are added up
+# Large tiles: all cores on one, while the last one's scores are added up. Small ones: a stream of
+# its own for each, because cores that share a small tile wait for each other.
+_SMALL_TILE, _MOST_STREAMS = 1 << 18, 4  # pixels; each stream holds its own activations
 
 
 def _read_onnx(path: Path) -> ov.Model:
@@ -187,6 +189,8 @@ class OpenVinoSession:
         if shape in self._compiled:
             self._compiled.move_to_end(shape)
             return self._compiled[shape]
+        small = self.batch_size * shape[0] * shape[1] <= _SMALL_TILE
+        streams = min(_MOST_STREAMS, self._setup.threads) if small else 1
         model = self._model.clone()
         bands = model.inputs[0].partial_shape[1].get_length()
         try:
@@ -196,8 +200,8 @@ class OpenVinoSession:
                 "CPU",
                 {
                     "INFERENCE_PRECISION_HINT": _PRECISIONS[self._setup.precision],
-                    "PERFORMANCE_HINT": "LATENCY",
                     "INFERENCE_NUM_THREADS": self._setup.threads,
+                    "NUM_STREAMS": streams,
                 },
             )
         except RuntimeError as error:
@@ -208,7 +212,7 @@ class OpenVinoSession:
             ) from error
         out = compiled.outputs[0].shape
         check_answer((out[2], out[3]), shape, self._lost, self._where)
-        requests = [compiled.create_infer_request() for _ in range(_REQUESTS)]
+        requests = [compiled.create_infer_request() for _ in range(streams + 1)]
         self._compiled[shape] = requests
         if len(self._compiled) > _MAX_COMPILED:
             self._compiled.popitem(last=False)

@@ -122,6 +122,8 @@ def _environment() -> Any:
         # a cut-off JPEG is grey, both without an error.
         GDAL_PNG_WHOLE_IMAGE_OPTIM=False,
         GDAL_ERROR_ON_LIBJPEG_WARNING=True,
+        # Ask for each sidecar by name rather than list a folder of thousands at every opening.
+        GDAL_DISABLE_READDIR_ON_OPEN="TRUE",
     )
 
 
@@ -250,13 +252,15 @@ class Raster:
     ----------
     info : RasterInfo
         From `open_raster`.
+    dataset : rasterio.io.DatasetReader, optional
+        A handle that is open already.
     """
 
-    def __init__(self, info: RasterInfo) -> None:
+    def __init__(self, info: RasterInfo, dataset: Any = None) -> None:
         self.info = info
         # A GDAL handle belongs to one thread at a time. The last one used is lent first: its
         # decoded blocks are still in GDAL's cache, and the next window shares some with it.
-        self._idle: list[Any] = []
+        self._idle: list[Any] = [] if dataset is None else [dataset]
 
     def __reduce__(self) -> tuple[type[Raster], tuple[RasterInfo]]:
         return Raster, (self.info,)
@@ -380,9 +384,10 @@ def open_raster(
     if not Path(path).is_file():
         raise InputError("not a regular file", name, "give a raster or a folder of rasters")
     try:
-        with _environment(), _open(name, 0) as dataset:
+        with _environment():
+            dataset = _open(name, 0)
             found = _describe(str(Path(path).absolute()), dataset, bands, level, checked=checked)
-            return Raster(found)
+            return Raster(found, dataset if level == 0 else None)
     except TilenetError:
         raise
     except Exception as error:  # GDAL's own classes are neither RasterioError nor OSError
