@@ -1,13 +1,16 @@
-"""PyTorch: channels-last, bf16 where there is hardware for it. The same code on CPU and CUDA.
+"""PyTorch: channels-last, bf16 where there is hardware for it. The same network code everywhere.
 
 On CUDA a block goes up once in its own dtype; tiles are views of it there, and everything up to the
-classes stays on the device.
+classes stays on the device (`TorchSums`). On the CPU numpy adds up a tile, a few rows at a time,
+while the next is forwarded.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from itertools import batched
 from typing import Any
@@ -16,7 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tilenet.blend import AXIS_ONE, ONE, Decision
+from tilenet.blend import AXIS_ONE, ONE, Decision, Sums
+from tilenet.memory import keep_large_arrays
 from tilenet.models.build import build_network
 from tilenet.models.session import Setup, Tile, Weights, check_answer
 from tilenet.models.store import ModelFiles
@@ -127,6 +131,7 @@ class TorchSession:
         self._dtype = _DTYPES[setup.precision]
         if setup.device_class == "cpu":
             torch.set_num_threads(setup.threads)
+            keep_large_arrays()
         network = build_network(files).to(self._device, self._dtype)
         self._network = network.to(memory_format=torch.channels_last)
         self._activation = files.card.activation
@@ -146,27 +151,44 @@ class TorchSession:
         """Bring pixels, (C, H, W), to the device in their own dtype."""
         return torch.from_numpy(pixels).to(self._device)
 
-    def sums(self, height: int, width: int, decision: Decision) -> TorchSums:
+    def sums(self, height: int, width: int, decision: Decision) -> Sums | TorchSums:
         """Return empty sums on the device."""
+        if self._device.type == "cpu":
+            return Sums(self.channels, height, width, decision)
         return TorchSums(self.channels, height, width, decision, self._device)
 
-    def scores(self, tiles: Sequence[Tile], shape: tuple[int, int]) -> Iterator[torch.Tensor]:
+    def scores(self, tiles: Sequence[Tile], shape: tuple[int, int]) -> Iterator[Any]:
         """Yield the scores of tiles, (K, h, w) float32, in order."""
+        batches = batched(tiles, self.batch_size)
+        if self._device.type != "cpu":  # which computes by itself
+            for batch in batches:
+                yield from self._forward(batch, shape)
+            return
+        with ThreadPoolExecutor(1, "tilenet-torch") as ahead:
+            running: deque[Future[torch.Tensor]] = deque()
+            for batch in batches:
+                running.append(ahead.submit(self._forward, batch, shape))
+                if len(running) > 1:
+                    yield from running.popleft().result().numpy()
+            for last in running:
+                yield from last.result().numpy()
+
+    def _forward(self, batch: Sequence[Tile], shape: tuple[int, int]) -> torch.Tensor:
+        """Return the scores of one batch, (n, K, h, w)."""
         height, width = (side + self._lost for side in shape)
-        for batch in batched(tiles, self.batch_size):
-            views = [p[:, r : r + height, c : c + width] for p, r, c in batch]
-            views += [torch.zeros_like(views[0])] * (self.batch_size - len(views))
-            with torch.inference_mode(), _exact():
-                raw = torch.stack(views).to(torch.float32)  # (N, C, h, w)
-                inputs = ((raw - self._offset) / self._scale).to(
-                    self._dtype, memory_format=torch.channels_last
-                )
-                logits = self._network(inputs).to(torch.float32)  # (N, K, h, w)
-                check_answer(tuple(logits.shape[-2:]), shape, self._lost, self._where)
-                logits = logits[..., : shape[0], : shape[1]]
-                if self._activation == "softmax":
-                    logits = logits.softmax(dim=1)
-                elif self._activation == "sigmoid":
-                    logits = logits.sigmoid()
-                out = logits.contiguous()
-            yield from out[: len(batch)]
+        views = [p[:, r : r + height, c : c + width] for p, r, c in batch]
+        views += [torch.zeros_like(views[0])] * (self.batch_size - len(views))
+        with torch.inference_mode(), _exact():
+            raw = torch.stack(views).to(torch.float32)  # (N, C, h, w)
+            inputs = ((raw - self._offset) / self._scale).to(
+                self._dtype, memory_format=torch.channels_last
+            )
+            logits = self._network(inputs).to(torch.float32)  # (N, K, h, w)
+            check_answer(tuple(logits.shape[-2:]), shape, self._lost, self._where)
+            logits = logits[..., : shape[0], : shape[1]]
+            if self._activation == "softmax":
+                logits = logits.softmax(dim=1)
+            elif self._activation == "sigmoid":
+                logits = logits.sigmoid()
+            scores: torch.Tensor = logits.contiguous()[: len(batch)]
+            return scores
