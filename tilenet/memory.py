@@ -24,7 +24,7 @@ def return_large_arrays() -> None:
 def keep_large_arrays() -> None:
     """Make glibc keep freed arrays for the next ones; elsewhere do nothing.
 
-    For a network on torch's CPU backend, which allocates every layer's answer anew: a third of its
+    For networks on torch's CPU backend, which allocates every layer's answer anew: a third of their
     time would go into getting pages from the system and giving them back.
     """
     _set({_M_MMAP_THRESHOLD: _LARGEST, _M_TRIM_THRESHOLD: _KEPT})

@@ -12,6 +12,7 @@ from typing import Any
 from tilenet import durable
 from tilenet.analysis.judge import judge_model
 from tilenet.errors import convert_errors
+from tilenet.memory import keep_large_arrays
 from tilenet.training import folder as run_folder
 from tilenet.training.checkpoint import RunState, read_checkpoint
 from tilenet.training.config import TrainConfig, dump_toml
@@ -57,6 +58,8 @@ class TrainResult:
 def _fit(work: Work, out: Path, processes: Processes, progress: Progress) -> RunState:
     """Train, or go on training, until the loop is done."""
     config, parts = work.config, work.found.parts
+    if config.device == "cpu":
+        keep_large_arrays()
     margin = margin_of(work.network)
     resuming = (out / LAST).is_file()
     done = len(read_checkpoint(out / LAST)[0].history) if resuming else 0
