@@ -1,8 +1,8 @@
 """How fast the engine is and what it costs: `make bench`, or `bench.py FOLDER [--only null]`.
 
 For every case: seconds of the network alone on the lattice's tiles, pixels in memory; of the run;
-their ratio (engine efficiency); read, forward and write seconds, and those in which the network
-waited; Mpx/s; peak memory of all processes. Then the first run of a machine (no cached graph), and
+their ratio (engine efficiency); read, forward and write seconds, those in which the network waited
+for pixels and those in which pixels waited for the network; pixels decoded per pixel; Mpx/s; peak memory of all processes. Then the first run of a machine (no cached graph), and
 what the engine itself costs per pixel against a loop written by hand. Written as JSON with the
 machine and the versions beside the table.
 """
@@ -91,7 +91,8 @@ def measure(
         "process": statistics.median(r["process_seconds"] for r in warm),
         "efficiency": alone / seconds, "read": run["read_seconds"],
         "forward": run["forward_seconds"], "write": run["write_seconds"],
-        "network_waited": run["seconds"] - run["forward_seconds"],
+        "network_waited": run["wait_seconds"], "pixels_waited": run["queue_seconds"],
+        "read_amplification": run["read_amplification"],
         "mpixels_per_second": run["pixels"] / 1e6 / seconds,
         "peak_rss_mib": max(r["peak_rss_bytes"] for r in warm) / 2**20,
     }  # fmt: skip
