@@ -2,9 +2,10 @@
 
 For every case: seconds of the network alone on the lattice's tiles, pixels in memory; of the run;
 their ratio (engine efficiency); read, forward and write seconds, those in which the network waited
-for pixels and those in which pixels waited for the network; pixels decoded per pixel; Mpx/s; peak memory of all processes. Then the first run of a machine (no cached graph), and
-what the engine itself costs per pixel against a loop written by hand. Written as JSON with the
-machine and the versions beside the table.
+for pixels and those in which pixels waited for the network; pixels decoded per pixel; Mpx/s; peak
+memory of all processes. Then the first run of a machine (no cached graph), and what the engine
+itself costs per pixel against a loop written by hand. Written as JSON with the machine and the
+versions beside the table.
 """
 
 from __future__ import annotations
