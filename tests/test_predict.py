@@ -295,6 +295,19 @@ def test_a_cluster_that_is_lost(models, tmp_path, environment, monkeypatch):
     assert run(source, out, models / "positional.onnx").blocks_resumed > 0
 
 
+class CutOff:
+    """A future whose result cannot be fetched: the link broke."""
+
+    def result(self):
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+
+def test_a_link_that_breaks_while_a_result_is_fetched():
+    with open_executor("local", 1000) as executor, pytest.raises(ClusterError) as caught:
+        executor.result(CutOff())
+    assert caught.value.code == 9
+
+
 def test_a_local_cluster_opens_no_port_to_others():
     import psutil
 

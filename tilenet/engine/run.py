@@ -46,7 +46,10 @@ class Executor(Protocol):
     """Where tasks run."""
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Start a task; returns a future with `result` and `add_done_callback`."""
+        """Start a task; returns a future with `add_done_callback`."""
+
+    def result(self, future: Any) -> Any:
+        """Return what a finished task gave, or raise what it could not do."""
 
     def check(self) -> None:
         """Raise ClusterError if the workers have been gone for some time."""
@@ -67,6 +70,9 @@ class _Threads:
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return self._pool.submit(function, *arguments)
 
+    def result(self, future: Any) -> Any:
+        return future.result()
+
     def check(self) -> None:
         pass
 
@@ -85,6 +91,15 @@ class _Dask:
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return self._client.submit(_as_value, function, *arguments, pure=False)
+
+    def result(self, future: Any) -> Any:
+        try:
+            result = future.result()
+        except (CancelledError, OSError) as error:  # a task's own error is a value
+            raise ClusterError("a task was lost", "--scheduler", _RESUMES) from error
+        if isinstance(result, TilenetError):
+            raise result
+        return result
 
     def check(self) -> None:
         now = time.monotonic()
@@ -112,17 +127,6 @@ def _as_value(function: Callable[..., Any], *arguments: Any) -> Any:
     except TilenetError as error:
         error.__cause__ = error.__context__ = None
         return error.with_traceback(None)
-
-
-def _result(future: Any) -> Any:
-    """Return what a task gave, or raise what it could not do."""
-    try:
-        result = future.result()
-    except CancelledError as error:
-        raise ClusterError("a task was lost", "--scheduler", _RESUMES) from error
-    if isinstance(result, TilenetError):
-        raise result
-    return result
 
 
 def _next(done: queue.SimpleQueue[Any], executor: Executor) -> Any:
@@ -300,7 +304,7 @@ class _Tasks:
             while not self._done.empty():
                 futures.append(self._done.get())
             for future in futures:
-                yield self._running.pop(future), _result(future)
+                yield self._running.pop(future), self._executor.result(future)
 
 
 def _blocks_per_task(plan: Plan) -> int:
@@ -388,5 +392,5 @@ def run_many(
             running += 1
         if not running:
             return
-        yield _result(_next(done, executor))
+        yield executor.result(_next(done, executor))
         running -= 1
