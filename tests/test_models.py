@@ -12,7 +12,10 @@ import pytest
 import torch
 from rasters import picture, write_tif
 
+from tilenet.blend import Blend, Decision
+from tilenet.engine.block import BlockJob, drive
 from tilenet.errors import ModelError
+from tilenet.lattice import Axis, Lattice
 from tilenet.models.card import parse_card
 from tilenet.models.contract import keeps_batch_contract
 from tilenet.models.session import Setup, choose, cpu_flags, network_shape, open_session
@@ -83,6 +86,36 @@ def test_openvino_gives_what_torch_gives(unet, pixels):
         assert ours.shape == theirs.shape
         assert np.abs(ours - theirs).max() < 1e-4
         assert theirs.std() > 1e-3
+
+
+def added_up(session, pixels, blend=Blend.GAUSSIAN):
+    """Return the mask of a block of four tiles."""
+    lattice = Lattice(*(Axis(n, 96, 64, 32, n) for n in pixels.shape[1:]))
+    decision = Decision("sigmoid", 0.5, exact=False)
+    job = BlockJob(lattice, 0, None, channels=session.channels, blend=blend, decision=decision)
+    with session.lock:
+        drive(session, [(job, session.load(pixels))], lattice.tile_shape)
+    return job.finish().mask
+
+
+def test_the_path_of_a_device_gives_what_the_cpu_gives(pixels):
+    session = open_session(find_model("nuclei", None, {}), setup("torch", "fp32", 1), "uint8")
+    ours = added_up(session, pixels)
+    session._on_device = True  # CPU tensors through the code that a GPU runs
+    assert np.array_equal(added_up(session, pixels), ours)
+    assert len(np.unique(ours)) == 2
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_a_caller_that_breaks_off_leaves_a_session_in_order(backend, pixels):
+    session = open_session(find_model("nuclei", None, {}), setup(backend, "fp32", 1), "uint8")
+    tiles = [(session.load(pixels), row, 0) for row in range(0, 96, 16)]
+    expected = [np.asarray(scores).copy() for scores in session.scores(tiles, (64, 64))]
+    broken_off = session.scores(tiles[::-1], (64, 64))
+    next(broken_off)
+    broken_off.close()
+    again = [np.asarray(scores).copy() for scores in session.scores(tiles, (64, 64))]
+    assert all(np.array_equal(a, b) for a, b in zip(expected, again, strict=True))
 
 
 @pytest.mark.parametrize("backend", ["torch", "openvino"])

@@ -614,6 +614,14 @@ def test_resume_with_other_blocks_and_batches(large, models, half_done, undistur
     assert contents(half_done / "x.zarr") == undisturbed
 
 
+def test_resume_in_tasks_of_many_blocks(large, models, half_done, undisturbed, monkeypatch):
+    monkeypatch.setattr(engine_run, "_FEW_BLOCKS", 8)  # 64 blocks on Dask, eight to a task
+    result = resume(large, models, half_done)
+    assert result.blocks_resumed > 0
+    assert result.tiles_forwarded < result.tiles
+    assert contents(half_done / "x.zarr") == undisturbed
+
+
 def test_resume_of_a_torn_journal(large, models, half_done, undisturbed):
     journal = half_done / ".x.zarr.tilenet" / "journal.jsonl"
     whole = journal.read_bytes()

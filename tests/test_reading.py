@@ -1,21 +1,25 @@
 """What is read of a raster: how much is decoded twice, and by which handle."""
 
+import gc
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from rasters import picture, write_tif
 
 from tilenet.config import PredictConfig
-from tilenet.engine.pack import Job, Request, open_job, plan_for
+from tilenet.engine.pack import Job, Request, open_job, pack_task, plan_for
 from tilenet.engine.reading import amplification, read_window
 from tilenet.geometry import Window
 from tilenet.lattice import Axis, Lattice
 from tilenet.models.session import choose, network_shape
 from tilenet.models.store import find_model
 from tilenet.sources import open_raster
+from tilenet.training.images import ImageRef, open_image
 
 
 def decoded(lattice, native, margin, *, cached):
@@ -71,6 +75,29 @@ def test_a_plan_decodes_little_twice(native, tmp_path):
     plan, _ = plan_for(open_job(job, request).info, job, request, named=True)
     assert 1 < plan.read_amplification <= 1.15
     assert plan.block_levels > 0
+
+
+@pytest.mark.parametrize("kind", ["png", "palette"])
+def test_many_rasters_need_few_handles(kind, tmp_path):
+    for k in range(60):
+        Image.fromarray(np.full((40, 40), k, np.uint8)).convert(
+            "P" if kind == "palette" else "RGB"
+        ).save(tmp_path / f"{k}.png")
+    files = find_model("nuclei", None, {})
+    config = PredictConfig(model="nuclei", format="png")
+    request = Request(config, files, network_shape(files), choose(files))
+    jobs = [Job(path, tmp_path / "out" / path.stem) for path in sorted(tmp_path.glob("*.png"))]
+    gc.disable()
+    try:
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        items, _ = pack_task(jobs[:30], request)
+        opened = [open_image(ImageRef(str(job.path))) for job in jobs[30:]] if kind == "png" else []
+        after = len(list(Path("/proc/self/fd").iterdir()))
+    finally:
+        gc.enable()
+    assert len(opened) in (0, 30)
+    assert after < before + 10
+    assert all((item.error is None) == (kind == "png") for item in items)
 
 
 def test_reads_one_after_another_share_a_handle(tmp_path):

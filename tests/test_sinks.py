@@ -430,6 +430,21 @@ class TestStore:
             store.write("mask", np.zeros((height, width), np.uint8), row, col)
 
 
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_finish_mends_what_an_earlier_run_left(tmp_path, zarr_format):
+    one, two = (
+        make_store(tmp_path / name, make_spec("plain", zarr_format)) for name in ("one", "two")
+    )
+    finish(one)
+    metadata = sorted(p for p in (tmp_path / "two" / "mask").iterdir() if p.is_file())
+    metadata[0].unlink()
+    (tmp_path / "two" / "tilenet").mkdir()
+    stale = ".zgroup" if zarr_format == 2 else "zarr.json"
+    (tmp_path / "two" / "tilenet" / stale).write_text("{}")
+    finish(two)
+    assert tree(tmp_path / "two") == tree(tmp_path / "one")
+
+
 class TestForeign:
     def test_nothing_there(self, tmp_path):
         with pytest.raises(InputError):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tilenet.errors import OutputError
+from tilenet.errors import OutputError, UsageError
 from tilenet.evaluate_api import evaluate_model
 from tilenet.train_api import train
 from tilenet.training.augmentation import apply_geometry, change_colours, draw_geometry
@@ -334,6 +335,17 @@ def test_augmentation_moves_image_and_label_together(bands):
         changed = change_colours(moved, TrainConfig(data="."), generator)
         assert changed.shape == moved.shape
         assert torch.isfinite(changed).all()
+
+
+def test_a_pattern_without_an_image_leaves_the_model(finished, tmp_path):
+    data, model = finished
+    shutil.copytree(model, tmp_path / "model")
+    with pytest.raises(UsageError, match="matches no image"):
+        train(
+            TrainConfig(data=data, often={"none*": 2}, **TINY), tmp_path / "model", overwrite=True
+        )
+    assert digest(tmp_path / "model") == digest(model)
+    assert (tmp_path / "model" / "report.html").exists()
 
 
 def test_saturation_moves_the_bands_to_and_from_their_mean():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import batched
 from pathlib import Path
@@ -99,7 +100,7 @@ def _say_plan(plan: Plan) -> None:
     height, width = lattice.tile_shape
     _logger.info(
         "%d × %d pixels: %d tiles of %d × %d, overlap %d (%.2f × the pixels), %d blocks; "
-        "%.2f × the pixels are decoded",
+        "at best %.2f × the pixels are decoded",
         plan.raster.height, plan.raster.width, lattice.tiles, height, width,
         lattice.rows.tile - lattice.rows.stride, lattice.redundancy, lattice.blocks,
         plan.read_amplification,
@@ -366,8 +367,8 @@ def estimate(inputs: list[Path], out: Path, config: PredictConfig) -> Iterator[d
         for source in found:
             job = Job(source.path, out if single else out / source.stem)
             try:
-                info = open_job(job, request).info
-                plan, name = plan_for(info, job, request, named=single)
+                with closing(open_job(job, request)) as raster:
+                    plan, name = plan_for(raster.info, job, request, named=single)
                 finished = check_output(name, plan, overwrite=config.overwrite) is not None
                 yield _estimate(plan, request.files) | {"output": str(name), "finished": finished}
             except (InputError, ModelError, OutputError) as error:

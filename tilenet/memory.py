@@ -25,7 +25,7 @@ def keep_large_arrays() -> None:
     """Make glibc keep freed arrays for the next ones; elsewhere do nothing.
 
     For networks on torch's CPU backend, which allocates every layer's answer anew: a third of their
-    time would go into getting pages from the system and giving them back.
+    time would go into getting pages from the system and giving them back. Process-wide.
     """
     _set({_M_MMAP_THRESHOLD: _LARGEST, _M_TRIM_THRESHOLD: _KEPT})
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 __all__ = ["ignoring", "quiet_dask", "without_module"]
 
-# `catch_warnings` swaps process-wide state, so two threads inside it restore each other's filters.
+# Both swap process-wide state: two threads inside would restore what the other has set.
 _LOCK = threading.RLock()
 
 
@@ -26,13 +26,14 @@ def ignoring(category: type[Warning], message: str = "") -> Iterator[None]:
 @contextmanager
 def without_module(name: str) -> Iterator[None]:
     """Let an import of `name` fail within, as if it was not installed."""
-    before = {name: sys.modules[name]} if name in sys.modules else {}
-    sys.modules[name] = None  # type: ignore[assignment]  # Python's own way to say so
-    try:
-        yield
-    finally:
-        del sys.modules[name]
-        sys.modules.update(before)
+    with _LOCK:
+        before = {name: sys.modules[name]} if name in sys.modules else {}
+        sys.modules[name] = None  # type: ignore[assignment]  # Python's own way to say so
+        try:
+            yield
+        finally:
+            del sys.modules[name]
+            sys.modules.update(before)
 
 
 def quiet_dask() -> None:

@@ -40,6 +40,7 @@ class RunResult:
     `forward_seconds` is wall time with a forward running, `wait_seconds` the rest, in which the
     network waited; `read_seconds`, `write_seconds` and `queue_seconds` (pixels that waited for the
     network) are added up over threads. `efficiency` is the share of the time with a forward.
+    `read_amplification` is planned, not measured: see `tilenet.engine.reading`.
     """
 
     output: str

@@ -33,8 +33,13 @@ def _send_again(unraisable: Any) -> None:
         return
     number = error.code - 128
     signal.signal(number, _stop)
+    threading.Timer(_SOON, _send, (number,)).start()
+
+
+def _send(number: int) -> None:
     main = threading.main_thread().ident
-    threading.Timer(_SOON, signal.pthread_kill, (main, number)).start()
+    if main is not None and signal.getsignal(number) is _stop:  # else all is done meanwhile
+        signal.pthread_kill(main, number)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from tilenet.engine.output import (
 )
 from tilenet.engine.plan import Plan
 from tilenet.engine.run import Executor, Progress, run_blocks
-from tilenet.engine.task import STORE, STRIPS
+from tilenet.engine.task import STORE, STRIPS, forget_runs
 from tilenet.errors import OutputError
 from tilenet.sinks import MaskStore
 from tilenet.sources import open_raster
@@ -118,7 +118,10 @@ def run_large(
         with Journal(folder / JOURNAL) as journal:
             resumed = len([b for b in journal.blocks if b >= 0])
             progress(sum(journal.pixels.values()))
-            meter = run_blocks(plan, folder, journal, executor, progress)
+            try:
+                meter = run_blocks(plan, folder, journal, executor, progress)
+            finally:
+                forget_runs()
             _check_unchanged(plan)
             done = _finish(plan, folder, out, journal, overwrite=overwrite)
         remove_run_folder(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -132,8 +133,8 @@ def _format(info: RasterInfo, config: PredictConfig) -> Format:
 
 
 def open_job(job: Job, request: Request) -> Raster:
-    """Open a raster at the bands and the level that the run asks for."""
-    return open_raster(job.path, request.config.bands, request.config.level)
+    """Open a raster at the bands and the level that the run asks for; close it after use."""
+    return open_raster(job.path, request.config.bands, request.config.level, keep_open=True)
 
 
 def plan_for(info: RasterInfo, job: Job, request: Request, *, named: bool) -> tuple[Plan, Path]:
@@ -285,15 +286,14 @@ def pack_task(
     for job in jobs:
         item = PackItem(job)
         items.append(item)
-        with _noting(item):
-            raster = open_job(job, request)
+        with _noting(item), closing(open_job(job, request)) as raster:
             plan, out = plan_for(raster.info, job, request, named=named)
             item.plan, item.out = plan, out
             item.done = check_output(out, plan, overwrite=request.config.overwrite)
             item.resumed = item.done is not None
             if item.resumed:
                 sweep(out, plan)
-            if not item.resumed and plan.lattice.blocks == 1:
+            elif plan.lattice.blocks == 1:
                 out.parent.mkdir(parents=True, exist_ok=True)
                 pack.append(_load(item, raster, plan, out, spans))
         if sum(loaded.pixels.size for loaded in pack) > _PACK_PIXELS:
@@ -313,6 +313,6 @@ class _noting:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         if isinstance(error, TilenetError) and error.code in (3, 4, 5):
-            self._item.error = error
+            self._item.error = error.with_traceback(None)
             return True
         return False

@@ -32,6 +32,7 @@ _UNKNOWN_TILE = 512
 _BLOCK_CHUNKS = (4, 2)
 _TALLER = (1.5, 2)  # times that, where it saves decoding; even chunks for the pyramid
 _GOOD_AMPLIFICATION = 1.15
+_MAX_TALLER_BYTES = 64 << 20  # of a block's pixels
 _MAX_BLOCK_SUMS_BYTES = 1 << 30
 _MAX_PNG_PIXELS = 1 << 26
 
@@ -165,7 +166,7 @@ class Plan:
 
     @property
     def read_amplification(self) -> float:
-        """Pixels decoded per pixel of the raster."""
+        """Pixels decoded per pixel of the raster, if neighbours are read one after another."""
         return _amplification(self.raster, self.lattice, self.model.card.margin)
 
     def identity(self) -> dict[str, Any]:
@@ -222,33 +223,39 @@ def _cores(chunk: int, tile: int, channels: int) -> list[tuple[int, int]]:
     smaller blocks.
     """
     rows, cols = _BLOCK_CHUNKS
-    while rows > cols and 4 * channels * rows * cols * chunk * chunk > _MAX_BLOCK_SUMS_BYTES:
+
+    def size_of_sums(height: int) -> int:
+        return 4 * channels * height * cols * chunk * chunk
+
+    while rows > cols and size_of_sums(rows) > _MAX_BLOCK_SUMS_BYTES:
         rows //= 2
     while rows * chunk < tile:
         rows *= 2
     while cols * chunk < tile:
         cols *= 2
     taller = [int(rows * factor) for factor in _TALLER] if rows == _BLOCK_CHUNKS[0] else []
+    taller = [height for height in taller if size_of_sums(height) <= _MAX_BLOCK_SUMS_BYTES]
     return [(height * chunk, cols * chunk) for height in (rows, *taller)]
 
 
 def _lattice(
     raster: RasterInfo, choice: TileChoice, cores: list[tuple[int, int]], margin: tuple[int, int]
 ) -> Lattice:
-    """Return the tiles, and the first blocks that decode little twice (or the least)."""
+    """Return the tiles, and the first blocks that decode little twice; if none do, the first."""
 
     def axis(size: int, core: int) -> Axis:
         stride = choice.tile - choice.overlap
         return Axis(size, choice.tile, stride, choice.divisor, core, choice.fixed)
 
-    found = []
-    for height, width in cores:
-        lattice = Lattice(axis(raster.height, height), axis(raster.width, width))
-        decoded = _amplification(raster, lattice, margin)
-        if decoded <= _GOOD_AMPLIFICATION:
-            return lattice
-        found.append((decoded, lattice))
-    return min(found, key=lambda pair: pair[0])[1]
+    lattices = [
+        Lattice(axis(raster.height, height), axis(raster.width, width)) for height, width in cores
+    ]
+    good = (
+        lattice for lattice in lattices
+        if lattice.core(0).pixels * raster.pixel_bytes <= _MAX_TALLER_BYTES
+        and _amplification(raster, lattice, margin) <= _GOOD_AMPLIFICATION
+    )  # fmt: skip
+    return next(good, lattices[0])
 
 
 def _amplification(raster: RasterInfo, lattice: Lattice, margin: tuple[int, int]) -> float:

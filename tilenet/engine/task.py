@@ -31,8 +31,17 @@ from tilenet.pyramid import halve
 from tilenet.sinks import MaskStore, StoredChunk
 from tilenet.sources import Raster
 
-__all__ = ["STORE", "STRIPS", "Blocks", "Worker", "class_pixels", "forward_task", "join_task",
-           "session_for"]  # fmt: skip
+__all__ = [
+    "STORE",
+    "STRIPS",
+    "Blocks",
+    "Worker",
+    "class_pixels",
+    "forget_runs",
+    "forward_task",
+    "join_task",
+    "session_for",
+]
 
 STORE, STRIPS = "store", "strips"
 """Names in the run folder."""
@@ -199,6 +208,11 @@ class Worker:
 def _worker(folder: str, run: str) -> Worker:
     del run  # part of the key: a later run of this folder starts from what is on disk
     return Worker.at(Path(folder))
+
+
+def forget_runs() -> None:
+    """Close the inputs of the runs that this process has worked on."""
+    _worker.cache_clear()
 
 
 def forward_task(folder: str, run: str, blocks: Blocks) -> tuple[Blocks, Spans]:

@@ -225,19 +225,23 @@ class OpenVinoSession:
         free = deque(self._requests(shape))
         running: deque[tuple[ov.InferRequest, int]] = deque()
         height, width = (side + self._lost for side in shape)
-        for batch in batched(tiles, self.batch_size):
-            if not free:
-                yield from self._finish(*running[0], shape)
-                free.append(running.popleft()[0])
-            request = free.popleft()
-            target = request.input_tensors[0].data
-            for k, (pixels, row, col) in enumerate(batch):
-                target[k] = pixels[:, row : row + height, col : col + width]
-            target[len(batch) :] = 0
-            request.start_async()
-            running.append((request, len(batch)))
-        for request, count in running:
-            yield from self._finish(request, count, shape)
+        try:
+            for batch in batched(tiles, self.batch_size):
+                if not free:
+                    yield from self._finish(*running[0], shape)
+                    free.append(running.popleft()[0])
+                request = free.popleft()
+                target = request.input_tensors[0].data
+                for k, (pixels, row, col) in enumerate(batch):
+                    target[k] = pixels[:, row : row + height, col : col + width]
+                target[len(batch) :] = 0
+                request.start_async()
+                running.append((request, len(batch)))
+            for request, count in running:
+                yield from self._finish(request, count, shape)
+        finally:  # the requests serve again, also if the caller broke off
+            for request, _ in running:
+                request.wait()
 
     @staticmethod
     def _finish(

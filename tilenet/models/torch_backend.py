@@ -128,10 +128,10 @@ class TorchSession:
 
     def __init__(self, files: ModelFiles, setup: Setup) -> None:
         self._device = torch.device(setup.device)
+        self._on_device = self._device.type != "cpu"
         self._dtype = _DTYPES[setup.precision]
         if setup.device_class == "cpu":
             torch.set_num_threads(setup.threads)
-            keep_large_arrays()
         network = build_network(files).to(self._device, self._dtype)
         self._network = network.to(memory_format=torch.channels_last)
         self._activation = files.card.activation
@@ -153,17 +153,18 @@ class TorchSession:
 
     def sums(self, height: int, width: int, decision: Decision) -> Sums | TorchSums:
         """Return empty sums on the device."""
-        if self._device.type == "cpu":
-            return Sums(self.channels, height, width, decision)
-        return TorchSums(self.channels, height, width, decision, self._device)
+        if self._on_device:
+            return TorchSums(self.channels, height, width, decision, self._device)
+        return Sums(self.channels, height, width, decision)
 
     def scores(self, tiles: Sequence[Tile], shape: tuple[int, int]) -> Iterator[Any]:
         """Yield the scores of tiles, (K, h, w) float32, in order."""
         batches = batched(tiles, self.batch_size)
-        if self._device.type != "cpu":  # which computes by itself
+        if self._on_device:  # which computes by itself
             for batch in batches:
                 yield from self._forward(batch, shape)
             return
+        keep_large_arrays()
         with ThreadPoolExecutor(1, "tilenet-torch") as ahead:
             running: deque[Future[torch.Tensor]] = deque()
             for batch in batches:

@@ -171,10 +171,11 @@ class MaskStore:
             for file in files:
                 if file.name.endswith((".tmp", ".partial")):
                     file.unlink()
-        before = skeleton(self.spec)
-        for path, data in complete(self.spec, pixels, documents).items():
-            if before.get(path) != data:
-                self._store(self.root / path, data)
+        whole = complete(self.spec, pixels, documents)
+        for path in sorted(whole, key=lambda p: ("/" not in p, p)):  # the root's come last
+            target = self.root / path
+            if not target.exists() or target.read_bytes() != whole[path]:
+                self._store(target, whole[path])
         if not self._lasting:
             _sync_tree(self.root)
 

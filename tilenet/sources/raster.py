@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,6 +207,14 @@ def _check(path: str, dataset: Any, bands: tuple[int, ...]) -> None:
             )
 
 
+def _native_block(path: str, dataset: Any, band: int, level: int) -> tuple[int, int]:
+    if level:
+        with _open(path, level) as overview:
+            return _native_block(path, overview, band, 0)
+    height, width = dataset.block_shapes[band - 1]
+    return height, width
+
+
 def _describe(
     path: str, dataset: Any, bands: tuple[int, ...] | None, level: int, *, checked: bool
 ) -> RasterInfo:
@@ -236,7 +244,7 @@ def _describe(
         stored_dtype=stored,
         level=level,
         levels=levels,
-        native_block=tuple(dataset.block_shapes[bands[0] - 1]),
+        native_block=_native_block(path, dataset, bands[0], level),
         nodata=tuple(dataset.nodatavals[b - 1] for b in bands),
         validity=validity_of(dataset, bands),
         georeference=_georeference(dataset).scaled(levels[0][0] / height, levels[0][1] / width),
@@ -253,7 +261,7 @@ class Raster:
     info : RasterInfo
         From `open_raster`.
     dataset : rasterio.io.DatasetReader, optional
-        A handle that is open already.
+        A handle that is open already, and closed by `close`.
     """
 
     def __init__(self, info: RasterInfo, dataset: Any = None) -> None:
@@ -264,6 +272,11 @@ class Raster:
 
     def __reduce__(self) -> tuple[type[Raster], tuple[RasterInfo]]:
         return Raster, (self.info,)
+
+    def close(self) -> None:
+        """Close the handles that no thread uses; a later read opens another."""
+        while self._idle:
+            self._idle.pop().close()
 
     @contextmanager
     def _dataset(self) -> Iterator[Any]:
@@ -357,6 +370,7 @@ def open_raster(
     level: int = 0,
     *,
     checked: bool = True,
+    keep_open: bool = False,
 ) -> Raster:
     """Open a raster and look at its header.
 
@@ -370,6 +384,8 @@ def open_raster(
         Pyramid index.
     checked : bool
         Whether the pixels must be of a kind that a network can take.
+    keep_open : bool
+        Keep the handle for the first read.
 
     Raises
     ------
@@ -384,10 +400,13 @@ def open_raster(
     if not Path(path).is_file():
         raise InputError("not a regular file", name, "give a raster or a folder of rasters")
     try:
-        with _environment():
-            dataset = _open(name, 0)
+        with _environment(), ExitStack() as handles:
+            dataset = handles.enter_context(_open(name, 0))
             found = _describe(str(Path(path).absolute()), dataset, bands, level, checked=checked)
-            return Raster(found, dataset if level == 0 else None)
+            if not keep_open or level:
+                return Raster(found)
+            handles.pop_all()
+            return Raster(found, dataset)
     except TilenetError:
         raise
     except Exception as error:  # GDAL's own classes are neither RasterioError nor OSError

@@ -171,9 +171,11 @@ class OpenImage:
         return pixels[:, index[0], index[1]], None
 
     def close(self) -> None:
-        """Close the page's handle; rasters close with their thread."""
+        """Close its handles."""
         if self._page is not None:
             self._page.close()
+        if self._raster is not None:
+            self._raster.close()
 
 
 def open_image(ref: ImageRef) -> OpenImage:

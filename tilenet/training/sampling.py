@@ -15,7 +15,7 @@ from tilenet.geometry import Window
 from tilenet.training.samples import Sample
 from tilenet.training.survey import PartSurvey
 
-__all__ = ["Places", "validation_windows"]
+__all__ = ["Places", "often_factors", "validation_windows"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,14 @@ def _table(
     )  # fmt: skip
 
 
-def _factors(names: Sequence[str], often: Mapping[str, float]) -> NDArray[np.float64]:
+def often_factors(names: Sequence[str], often: Mapping[str, float]) -> NDArray[np.float64]:
+    """Return how many times as often as by its pixels each named sample is drawn.
+
+    Raises
+    ------
+    UsageError
+        A pattern matches no sample.
+    """
     unknown = [p for p in often if not any(fnmatchcase(name, p) for name in names)]
     if unknown:
         raise UsageError(
@@ -91,7 +98,7 @@ class Places:
         self._extents = [s.extent for s in samples]
         self._sides = survey.cell_sides
         self._foreground = foreground
-        factors = _factors([s.name for s in samples], often or {})
+        factors = often_factors([s.name for s in samples], often or {})
         anywhere = _table([cells.sum(axis=2) for cells in survey.cells], factors)
         assert anywhere is not None, "the survey finds labelled pixels"
         self._anywhere = anywhere

@@ -21,6 +21,7 @@ from tilenet.training.network import (
     new_network,
 )
 from tilenet.training.result import draft_card
+from tilenet.training.sampling import often_factors
 
 __all__ = ["Work", "prepare_work"]
 
@@ -125,6 +126,7 @@ def prepare_work(config: TrainConfig, found: Intake, name: str) -> Work:
     classes = len(found.data.classes)
     activation = _activation(config, classes)
     class_weights = _class_weights(config, found)
+    often_factors([sample.name for sample in found.parts.train], config.often)
     channels = 1 if activation == "sigmoid" else classes
     _check_loss(config, channels, class_weights)
     arguments = network_config(config, found.data.bands, channels)
