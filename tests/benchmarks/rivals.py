@@ -1,7 +1,8 @@
 """tilenet against MONAI's sliding-window inference: `make bench-rivals` (MONAI is installed apart).
 
 The same 4096² deflate GeoTIFF and `smp.Unet("resnet18")` weights, two classes; whole processes,
-interleaved; medians. MONAI runs with its defaults at tile 512 and overlap 128, as its users do:
+interleaved; medians. Each in its default arithmetic (fp32 there, bf16 here), and ours in fp32 too.
+MONAI runs with its defaults at tile 512 and overlap 128, as its users do:
 image read by rasterio, `sliding_window_inference`, argmax, mask written as a deflate GeoTIFF.
 """
 
@@ -81,6 +82,7 @@ def main() -> None:
         "MONAI": (monai, theirs),
         "tilenet, 512 / 128": ([*line, "--tile", "512", "--overlap", "128"], plain),
         "tilenet, defaults": (line, plain),
+        "tilenet, defaults, fp32": ([*line, "--precision", "fp32"], plain),
         "tilenet, cold": (line, cold),
     }
     taken: dict[str, list[tuple[float, int]]] = {name: [] for name in cases}
