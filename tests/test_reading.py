@@ -65,15 +65,15 @@ def test_amplification_counts_native_blocks(size, core, stride, native, margin, 
         assert found >= exact - 1e-9
 
 
-@pytest.mark.parametrize("native", [256, 512])
-def test_a_plan_decodes_little_twice(native, tmp_path):
+@pytest.mark.parametrize(("native", "most"), [(256, 1.1), (512, 1.2)])
+def test_a_plan_decodes_little_twice(native, most, tmp_path):
     path = write_tif(tmp_path / "x.tif", picture(9000, 2000), block=native)
     files = find_model("nuclei", None, {})
     config = PredictConfig(model="nuclei")
     request = Request(config, files, network_shape(files), choose(files))
     job = Job(path, tmp_path / "x.zarr")
     plan, _ = plan_for(open_job(job, request).info, job, request, named=True)
-    assert 1 < plan.read_amplification <= 1.15
+    assert 1 < plan.read_amplification <= most
     assert plan.block_levels > 0
 
 

@@ -30,9 +30,6 @@ Format = Literal["zarr", "cog", "png"]
 _LOCAL_TILE, _LOCAL_OVERLAP = 1024, 256
 _UNKNOWN_TILE = 512
 _BLOCK_CHUNKS = (4, 2)
-_TALLER = (1.5, 2)  # times that, where it saves decoding; even chunks for the pyramid
-_GOOD_AMPLIFICATION = 1.15
-_MAX_TALLER_BYTES = 64 << 20  # of a block's pixels
 _MAX_BLOCK_SUMS_BYTES = 1 << 30
 _MAX_PNG_PIXELS = 1 << 26
 
@@ -167,7 +164,10 @@ class Plan:
     @property
     def read_amplification(self) -> float:
         """Pixels decoded per pixel of the raster, if neighbours are read one after another."""
-        return _amplification(self.raster, self.lattice, self.model.card.margin)
+        raster, margin = self.raster, self.model.card.margin
+        return amplification(
+            self.lattice, raster.native_block, margin, raster.pixel_bytes, CACHE_BYTES
+        )
 
     def identity(self) -> dict[str, Any]:
         """Return what makes this run this run; not how it is cut, scheduled or where it lies."""
@@ -215,51 +215,21 @@ def _adapter() -> TypeAdapter[Plan]:
     return TypeAdapter(Plan)
 
 
-def _cores(chunk: int, tile: int, channels: int) -> list[tuple[int, int]]:
-    """Return heights and widths of blocks, the one to prefer first: whole chunks, at least a tile.
+def _core(chunk: int, tile: int, channels: int) -> tuple[int, int]:
+    """Return the height and width of a block: whole chunks, at least a tile.
 
     Tall blocks, taken row by row: the columns that neighbours share are still in GDAL's cache, so
     only shared rows are decoded twice; and the sums, one tile high, stay narrow. Many classes take
     smaller blocks.
     """
     rows, cols = _BLOCK_CHUNKS
-
-    def size_of_sums(height: int) -> int:
-        return 4 * channels * height * cols * chunk * chunk
-
-    while rows > cols and size_of_sums(rows) > _MAX_BLOCK_SUMS_BYTES:
+    while rows > cols and 4 * channels * rows * cols * chunk * chunk > _MAX_BLOCK_SUMS_BYTES:
         rows //= 2
     while rows * chunk < tile:
         rows *= 2
     while cols * chunk < tile:
         cols *= 2
-    taller = [int(rows * factor) for factor in _TALLER] if rows == _BLOCK_CHUNKS[0] else []
-    taller = [height for height in taller if size_of_sums(height) <= _MAX_BLOCK_SUMS_BYTES]
-    return [(height * chunk, cols * chunk) for height in (rows, *taller)]
-
-
-def _lattice(
-    raster: RasterInfo, choice: TileChoice, cores: list[tuple[int, int]], margin: tuple[int, int]
-) -> Lattice:
-    """Return the tiles, and the first blocks that decode little twice; if none do, the first."""
-
-    def axis(size: int, core: int) -> Axis:
-        stride = choice.tile - choice.overlap
-        return Axis(size, choice.tile, stride, choice.divisor, core, choice.fixed)
-
-    lattices = [
-        Lattice(axis(raster.height, height), axis(raster.width, width)) for height, width in cores
-    ]
-    good = (
-        lattice for lattice in lattices
-        if lattice.core(0).pixels * raster.pixel_bytes <= _MAX_TALLER_BYTES
-        and _amplification(raster, lattice, margin) <= _GOOD_AMPLIFICATION
-    )  # fmt: skip
-    return next(good, lattices[0])
-
-
-def _amplification(raster: RasterInfo, lattice: Lattice, margin: tuple[int, int]) -> float:
-    return amplification(lattice, raster.native_block, margin, raster.pixel_bytes, CACHE_BYTES)
+    return rows * chunk, cols * chunk
 
 
 def make_plan(
@@ -290,16 +260,21 @@ def make_plan(
         raise UsageError("too large for a PNG, which is made in memory", raster.path, "use .tif")
     choice = choose_tile(files, shape, config)
     if config.block is not None:
-        cores = [(config.block, config.block)]
+        core_rows = core_cols = config.block
     else:
-        cores = _cores(config.chunk, choice.tile, shape.channels)
+        core_rows, core_cols = _core(config.chunk, choice.tile, shape.channels)
+
+    def axis(size: int, core: int) -> Axis:
+        stride = choice.tile - choice.overlap
+        return Axis(size, choice.tile, stride, choice.divisor, core, choice.fixed)
+
     automatic = zarr_format_for(raster.georeference)
     return Plan(
         raster=raster,
         model=files,
         channels=shape.channels,
         setup=setup,
-        lattice=_lattice(raster, choice, cores, files.card.margin),
+        lattice=Lattice(axis(raster.height, core_rows), axis(raster.width, core_cols)),
         blend=config.blend,
         probabilities=config.probabilities,
         format=output,
