@@ -11,6 +11,7 @@ import time
 
 import labelled
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -125,6 +126,32 @@ def test_killed_process_resumes_to_the_same_bytes(finished, tmp_path, environmen
     done = subprocess.run([*line, "--resume"], env=environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert digest(out) == digest(model)
+
+
+def test_a_killed_process_leaves_no_loader_behind(finished, tmp_path, environment):
+    data, _ = finished
+    line = [
+        sys.executable, "-m", "tilenet", "train", data, "--out", tmp_path / "m",
+        *map(str, FLAGS), "--workers", "2", "--steps", "100000",
+    ]  # fmt: skip
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(line, env=environment, stderr=log, start_new_session=True)
+    group = psutil.Process(process.pid)
+
+    def loaders():
+        servers = [c for c in group.children() if "forkserver" in " ".join(c.cmdline())]
+        return [worker for server in servers for worker in server.children()]
+
+    until = time.monotonic() + 90
+    while len(loaders()) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    family = group.children(recursive=True)
+    assert len(loaders()) >= 2
+    time.sleep(1)  # they have begun to work
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
 
 
 def test_a_finished_run_is_not_replaced(finished, tmp_path):

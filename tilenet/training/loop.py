@@ -29,7 +29,7 @@ from tilenet.training.network import keep_depthwise_in_float32
 from tilenet.training.schedule import Schedule
 from tilenet.training.tracking import Tracker, write_history
 from tilenet.training.work import Work
-from tilenet.training.workers import worker_context
+from tilenet.training.workers import end_with_parent, worker_context
 
 __all__ = ["BEST", "LAST", "Progress", "Trainer"]
 
@@ -155,6 +155,7 @@ class Trainer:
             persistent_workers=config.workers > 0,
             pin_memory=config.device != "cpu",
             multiprocessing_context=worker_context() if config.workers else None,
+            worker_init_fn=end_with_parent if config.workers else None,
         )
         return self._accelerator.prepare_data_loader(loader)
 

@@ -7,10 +7,12 @@ every worker would take seconds to import torch. The server imports once, while 
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 
-__all__ = ["start_workers", "worker_context"]
+__all__ = ["end_with_parent", "start_workers", "worker_context"]
 
 
 def worker_context() -> ForkServerContext:
@@ -18,6 +20,22 @@ def worker_context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tilenet.training.datasets"])
     return context
+
+
+def end_with_parent(_worker: int = 0) -> None:
+    """Let this loader process end when training does, killed or not.
+
+    torch's own watch looks at the process' parent, which is the server; and the server stays while
+    a worker does.
+    """
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None, "a loader process has one"
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def start_workers() -> None:
