@@ -62,3 +62,10 @@ bench-rivals: $(READY) ## measure against MONAI, which is installed apart
 .PHONY: bench-training
 bench-training: $(READY) ## train on real data: DATA=folder of data sets, WEIGHTS=lite0.pth
 	$(BIN)/python tests/benchmarks/training.py "$(DATA)" "$(WEIGHTS)"
+
+.PHONY: fault fault-long
+fault: $(READY) ## break runs in every way we know and compare with undisturbed ones (10 minutes)
+	$(BIN)/python tests/fault
+
+fault-long: $(READY) ## the same, hundreds of times (hours)
+	$(BIN)/python tests/fault --long

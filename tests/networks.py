@@ -1,5 +1,6 @@
 """Tiny networks: ONNX files with their sidecars, and seeded SMP folders."""
 
+import itertools
 import json
 import warnings
 from pathlib import Path
@@ -91,6 +92,20 @@ def conv(path, channels=3, bands=3, seed=2, hidden=4, **keys):
         "w1": _normal(seed, hidden, bands, 3, 3),
         "w2": _normal(seed + 1, channels, hidden, 3, 3),
     }
+    return _save(path, nodes, weights, bands, channels, card(channels, bands=bands, **keys))
+
+
+def three_convolutions(path, channels=3, bands=3, seed=5, hidden=4, **keys):
+    """Three 3×3 convolutions with ReLUs between: a receptive field of 7 pixels."""
+    names, weights = [bands, hidden, hidden, channels], {}
+    nodes = []
+    for k, (taken, given) in enumerate(itertools.pairwise(names)):
+        weights[f"w{k}"] = _normal(seed + k, given, taken, 3, 3)
+        target = "y" if k == 2 else f"a{k}"
+        source = f"r{k - 1}" if k else "x"
+        nodes.append(helper.make_node("Conv", [source, f"w{k}"], [target], pads=[1, 1, 1, 1]))
+        if k < 2:
+            nodes.append(helper.make_node("Relu", [target], [f"r{k}"]))
     return _save(path, nodes, weights, bands, channels, card(channels, bands=bands, **keys))
 
 
