@@ -15,8 +15,8 @@ from tilenet.config import PredictConfig
 from tilenet.engine.large import run_large
 from tilenet.engine.meter import Meter, Spans
 from tilenet.engine.output import check_output, plan_in_progress
-from tilenet.engine.pack import SUFFIXES, Job, PackItem, Request, open_job, pack_task, plan_for
-from tilenet.engine.plan import Plan, choose_tile
+from tilenet.engine.pack import Job, PackItem, Request, open_job, pack_task, plan_for
+from tilenet.engine.plan import SUFFIXES, Plan, choose_tile
 from tilenet.engine.run import Executor, open_executor, run_many, worker_count
 from tilenet.errors import (
     InputError,
@@ -200,7 +200,10 @@ def _predict_one(
     else:
         with open_executor(config.scheduler, item.plan.lattice.blocks) as executor:
             run = _large(item.plan, out, executor, config, advance)
-    return PredictResult((run,), pixels=run.pixels, seconds=clock.seconds)
+    failure = run.failure()
+    return PredictResult(
+        (run,), () if failure is None else (failure,), pixels=run.pixels, seconds=clock.seconds
+    )
 
 
 def _jobs(inputs: list[Input], out: Path) -> list[Job]:
@@ -261,8 +264,19 @@ def _predict_many(
                 runs[item.job.path] = run
             except (InputError, OutputError) as error:
                 fail(item.job.path, error)
-    order = [job.path for job in jobs]
     alone = [runs[item.job.path] for item in large if item.job.path in runs]
+    return _gather([job.path for job in jobs], runs, failed, alone, clock)
+
+
+def _gather(
+    order: list[Path],
+    runs: dict[Path, RunResult],
+    failed: dict[Path, Failure],
+    alone: list[RunResult],
+    clock: _Clock,
+) -> PredictResult:
+    """Return the figures of several inputs; those in `alone` are not on the clock's meter."""
+    failed |= {path: failure for path, run in runs.items() if (failure := run.failure())}
     return PredictResult(
         runs=tuple(runs[path] for path in order if path in runs),
         failed=tuple(failed[path] for path in order if path in failed),

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tilenet import __version__, cli_evaluate, cli_train
+from tilenet import __version__, cli_evaluate, cli_mask, cli_train
 from tilenet.console import complain as _complain
 from tilenet.console import show as _print
 from tilenet.console import split_numbers as _numbers
@@ -109,6 +109,9 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     overwrite: Annotated[
         bool | None, typer.Option("--overwrite", help="Replace an output of tilenet's.")
     ] = None,
+    strict: Annotated[
+        bool | None, typer.Option("--strict", help="Stop where pixels cannot be read (exit 3).")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and estimate only.")] = False,
     as_json: Json = False,
     config: Annotated[Path | None, typer.Option(help="Options from a TOML file.")] = None,
@@ -126,6 +129,7 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         "threshold": threshold, "probabilities": probabilities, "format": format,
         "zarr_format": zarr_format, "scheduler": scheduler, "block": block, "chunk": chunk,
         "skip_nodata": False if no_skip else None, "overwrite": overwrite,
+        "strict": strict,
         "classes": None if classes is None else tuple(classes.split(",")),
         "mean": _numbers(mean, float, "--mean"), "std": _numbers(std, float, "--std"),
         "value_range": _numbers(value_range, float, "--value-range"), "activation": activation,
@@ -148,13 +152,15 @@ def predict(  # noqa: PLR0913 - one parameter is one option
             _print(one.output)
     for failure in result.failed[:_MAX_LISTED]:
         _complain(failure.error)
-    if result.failed:
-        _complain(f"{len(result.failed)} of {len(result.failed) + len(result.runs)} inputs failed")
+    if result.failed and several:
+        _complain(f"{len(result.failed)} of {result.inputs} inputs failed, in whole or in part")
     raise typer.Exit(result.exit_code)
 
 
 app.command()(cli_train.train)
 app.command()(cli_evaluate.evaluate)
+app.command()(cli_mask.verify)
+app.command()(cli_mask.export)
 
 
 @app.command()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tilenet import durable
-from tilenet.engine.journal import BlockRecord, Journal
+from tilenet.engine.journal import BlockRecord, Journal, decode
 from tilenet.engine.meter import Meter
 from tilenet.engine.output import (
     PLAN,
@@ -24,12 +24,12 @@ from tilenet.engine.output import (
 )
 from tilenet.engine.plan import Plan
 from tilenet.engine.run import Executor, Progress, run_blocks
-from tilenet.engine.task import STORE, STRIPS, forget_runs
+from tilenet.engine.task import STORE, STRIPS, files_of, forget_runs
 from tilenet.errors import OutputError
 from tilenet.sinks import MaskStore
 from tilenet.sources import open_raster
 
-__all__ = ["LargeResult", "run_large"]
+__all__ = ["JOURNAL", "LargeResult", "run_large"]
 
 JOURNAL = "journal.jsonl"
 _UPPER = -1  # the journal's number for the levels that no block makes alone
@@ -133,21 +133,24 @@ def _finish(plan: Plan, folder: Path, out: Path, journal: Journal, *, overwrite:
     store = MaskStore(folder / STORE, plan.spec)
     if _UPPER not in journal.blocks:
         stored = upper_levels(store, plan.block_levels + 1)
-        files = tuple((chunk.path, chunk.sha256, chunk.size) for chunk in stored)
-        journal.append([BlockRecord(_UPPER, files, {}, 0, 0)])
+        journal.append([BlockRecord(_UPPER, files_of(stored), {}, 0, 0)])
     blocks = plan.lattice.blocks
-    done = Finished(dict(journal.pixels), journal.tiles, journal.tiles_skipped, blocks)
+    done = Finished(
+        dict(journal.pixels), journal.tiles, journal.tiles_skipped, blocks, tuple(journal.invalid)
+    )
+    done.check(plan)
     if plan.format == "zarr":
         document = encode_document(plan_document(plan, done))
         store.finish(done.pixels, {"plan": document, "journal": journal.dump()})
         publish(store.root, out, overwrite=overwrite)
     else:
         export(
-            plan,
+            plan_document(plan, done),
+            plan.spec,
             lambda window: store.read("mask", window),
             lambda window: store.read("prob", window),
             out,
-            done,
+            decode(journal.dump())[0],
             overwrite=overwrite,
         )
     return done

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from numpy.typing import NDArray
 
 import tilenet
 from tilenet import durable
+from tilenet.engine.journal import UNREADABLE, BlockRecord, Invalid, as_plain
 from tilenet.engine.plan import Plan
+from tilenet.engine.recipe import recipe_of
 from tilenet.errors import InputError, OutputError, ResourceError
 from tilenet.geometry import Window
 from tilenet.pyramid import halve
 from tilenet.sinks import (
+    MaskSpec,
     MaskStore,
     StoredChunk,
     documents,
@@ -32,6 +36,7 @@ from tilenet.sinks import (
 __all__ = [
     "PLAN",
     "Finished",
+    "check_free",
     "check_in_progress",
     "check_output",
     "encode_document",
@@ -39,12 +44,14 @@ __all__ = [
     "locked",
     "plan_document",
     "plan_in_progress",
+    "probabilities_of",
     "publish",
     "read_sidecar",
     "run_folder",
     "sidecar",
     "sweep",
     "upper_levels",
+    "with_check",
 ]
 
 Read = Callable[[Window], NDArray[Any]]
@@ -64,12 +71,31 @@ class Finished:
         Pixels of each class and of 255.
     tiles, tiles_skipped, blocks : int
         Of the whole raster.
+    invalid : tuple of Invalid
+        What failed.
     """
 
     pixels: dict[int, int]
     tiles: int
     tiles_skipped: int
     blocks: int
+    invalid: tuple[Invalid, ...] = ()
+
+    def check(self, plan: Plan) -> None:
+        """Raise InputError if the source gave no pixel, or not all of them and that is required.
+
+        A mask is made of whatever could be read; of nothing, there is none.
+        """
+        unread = [one for one in self.invalid if one.why == UNREADABLE]
+        lost = sum(one.height * one.width for one in unread)
+        if not unread or (lost < plan.raster.height * plan.raster.width and not plan.strict):
+            return
+        first = unread[0]
+        where = Window(first.row, first.col, first.height, first.width)
+        raise InputError(
+            f"{lost} pixels cannot be read, the first at {where}", plan.raster.path,
+            "check the file" + ("; without --strict they get no answer" if plan.strict else ""),
+        )  # fmt: skip
 
 
 def run_folder(out: Path) -> Path:
@@ -82,14 +108,15 @@ def sidecar(out: Path) -> Path:
     return out.with_name(out.name + SIDECAR)
 
 
-def _probabilities(out: Path) -> Path:
+def probabilities_of(out: Path) -> Path:
+    """Return where the probabilities of a one-file mask lie."""
     return out.with_name(f"{out.stem}.prob.tif")
 
 
 def _companions(out: Path, *, probabilities: bool) -> list[Path]:
     """Return the files that belong to a one-file mask."""
     beside = [sidecar(out), out.with_name(f"{out.name}.aux.xml")]
-    return [*beside, _probabilities(out)] if probabilities else beside
+    return [*beside, probabilities_of(out)] if probabilities else beside
 
 
 def plan_in_progress(out: Path) -> Plan | None:
@@ -101,13 +128,15 @@ def plan_in_progress(out: Path) -> Plan | None:
 
 
 def plan_document(plan: Plan, done: Finished | None = None) -> dict[str, Any]:
-    """Return what a mask keeps of its plan: identity and figures, no paths and no times."""
+    """Return what a mask keeps of its plan: identity, recipe and figures, no times."""
     document: dict[str, Any] = {
         "tilenet": tilenet.__version__,
         "plan_hash": plan.hash,
         "identity": plan.identity(),
         "model": plan.model.card.name,
         "input": Path(plan.raster.path).name,
+        "recipe": recipe_of(plan),
+        "spec": plan.spec.as_dict(),
     }
     if done is not None:
         document |= {
@@ -115,6 +144,7 @@ def plan_document(plan: Plan, done: Finished | None = None) -> dict[str, Any]:
             "tiles": done.tiles,
             "tiles_skipped": done.tiles_skipped,
             "blocks": done.blocks,
+            "invalid": [asdict(one) for one in done.invalid],
         }
     return document
 
@@ -122,6 +152,12 @@ def plan_document(plan: Plan, done: Finished | None = None) -> dict[str, Any]:
 def encode_document(document: Mapping[str, Any]) -> bytes:
     """Return a document as JSON, the same bytes for the same content."""
     return json.dumps(document, sort_keys=True).encode()
+
+
+def with_check(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a document with the hash of all the rest of it, so that it can be verified alone."""
+    rest = {key: value for key, value in document.items() if key != "check"}
+    return {**rest, "check": hashlib.sha256(encode_document(rest)).hexdigest()}
 
 
 def read_sidecar(out: Path) -> dict[str, Any] | None:
@@ -133,12 +169,12 @@ def read_sidecar(out: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and "plan_hash" in found else None
 
 
-def _check_companions(out: Path, plan: Plan) -> None:
+def _check_companions(out: Path, *, probabilities: bool) -> None:
     """Raise if what would lie beside the mask lies there already and is not ours."""
     known = read_sidecar(out)
     foreign = [
-        path for path in _companions(out, probabilities=plan.probabilities)
-        if path.exists() and (known is None or path == _probabilities(out))
+        path for path in _companions(out, probabilities=probabilities)
+        if path.exists() and (known is None or path == probabilities_of(out))
         and not (known is not None and "probabilities" in known)
     ]  # fmt: skip
     if foreign:
@@ -176,14 +212,11 @@ def check_output(out: Path, plan: Plan, *, overwrite: bool) -> Finished | None:
     OutputError
         It is foreign, or another run's and not to be overwritten.
     """
-    if not out.exists() and not out.is_symlink():
+    there = out.exists() or out.is_symlink()
+    document = _document(out) if there else {}
+    if overwrite or not there:
         if plan.format != "zarr":
-            _check_companions(out, plan)
-        return None
-    document = _document(out)
-    if overwrite:
-        if plan.format != "zarr":
-            _check_companions(out, plan)
+            _check_companions(out, probabilities=plan.probabilities)
         return None
     keys = differing(plan.identity(), document.get("identity", {}))
     if keys:
@@ -192,8 +225,31 @@ def check_output(out: Path, plan: Plan, *, overwrite: bool) -> Finished | None:
             out,
             "choose another --out, or --overwrite",
         )
-    pixels = {int(k): v for k, v in document["pixels"].items()}
-    return Finished(pixels, document["tiles"], document["tiles_skipped"], document["blocks"])
+    return _finished(document)
+
+
+def _finished(document: Mapping[str, Any]) -> Finished:
+    return Finished(
+        {int(k): v for k, v in document["pixels"].items()},
+        document["tiles"],
+        document["tiles_skipped"],
+        document["blocks"],
+        tuple(Invalid(**one) for one in document["invalid"]),
+    )
+
+
+def check_free(out: Path, spec: MaskSpec, *, one_file: bool, overwrite: bool) -> None:
+    """Raise OutputError unless a mask may be written to `out` that is no run's."""
+    if out.exists() or out.is_symlink():
+        _document(out)
+        if not overwrite:
+            raise OutputError("the output exists", out, "choose another, or --overwrite")
+    if one_file:
+        _check_companions(out, probabilities=bool(spec.channels))
+    if run_folder(out).exists():
+        raise OutputError(
+            "an unfinished run of this output", run_folder(out), "finish it first, or remove it"
+        )
 
 
 def check_in_progress(out: Path, plan: Plan, *, overwrite: bool) -> Plan | None:
@@ -301,7 +357,14 @@ def publish(store: Path, out: Path, *, overwrite: bool) -> None:
 
 
 def export(
-    plan: Plan, read: Read, read_probabilities: Read, out: Path, done: Finished, *, overwrite: bool
+    document: Mapping[str, Any],
+    spec: MaskSpec,
+    read: Read,
+    read_probabilities: Read,
+    out: Path,
+    records: Iterable[BlockRecord],
+    *,
+    overwrite: bool,
 ) -> None:
     """Write a mask as one file, read back, with the run's document beside it.
 
@@ -309,37 +372,39 @@ def export(
 
     Parameters
     ----------
-    plan : Plan
-        Says the format.
+    document : mapping
+        From `plan_document`; says the format.
+    spec : MaskSpec
+        The mask.
     read, read_probabilities : callable
         From a window to (h, w) classes and (K, h, w) probabilities.
     out : Path
         The file; its run folder exists.
-    done : Finished
-        Figures for the document.
+    records : iterable of BlockRecord
+        What was decided in each block; the document keeps their hashes.
     overwrite : bool
         Replace an output of ours.
     """
-    document = plan_document(plan, done)
+    journal = [{**as_plain(record), "files": []} for record in records if record.block >= 0]
+    document = {**document, "journal": journal}
 
     def note(written: dict[str, Any]) -> None:
-        durable.write(sidecar(out), encode_document(document | written))
+        durable.write(sidecar(out), encode_document(with_check(document | written)))
 
     with _making_room(out, overwrite=overwrite):
         try:
-            if plan.probabilities:
+            if spec.channels:
                 document["probabilities"] = {}
                 note({})
                 document["probabilities"] = write_probabilities(
-                    read_probabilities, plan.spec, _probabilities(out)
+                    read_probabilities, spec, probabilities_of(out)
                 )
-            if plan.format == "png":
-                whole = Window(0, 0, plan.raster.height, plan.raster.width)
-                write_png(read(whole), plan.spec, out, note)
+            if document["identity"]["format"] == "png":
+                write_png(read(Window(0, 0, spec.height, spec.width)), spec, out, note)
             else:
-                write_geotiff(read, plan.spec, out, note)
+                write_geotiff(read, spec, out, note)
         except BaseException:
-            for path in _companions(out, probabilities=plan.probabilities):
+            for path in _companions(out, probabilities=bool(spec.channels)):
                 path.unlink(missing_ok=True)
             raise
 
