@@ -108,8 +108,10 @@ def inspect(path: Path) -> Inspection:
     VerifyError
         So much is damaged that nothing can be compared.
     """
-    if path.is_symlink() or not path.exists():
-        raise InputError("no mask there" if not path.exists() else "a link", path, "name a mask")
+    if path.is_symlink():
+        raise InputError("a link is no mask", path, "name what it points to")
+    if not path.exists() and not sidecar(path).exists():  # a file may be lost, and made again
+        raise InputError("no such mask", path, "check the path")
     return _inspect_store(path) if path.is_dir() else _inspect_file(path)
 
 

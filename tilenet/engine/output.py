@@ -225,7 +225,9 @@ def check_output(out: Path, plan: Plan, *, overwrite: bool) -> Finished | None:
             out,
             "choose another --out, or --overwrite",
         )
-    return _finished(document)
+    done = _finished(document)
+    done.check(plan)
+    return done
 
 
 def _finished(document: Mapping[str, Any]) -> Finished:
