@@ -51,8 +51,8 @@ class Forwarded:
         Own sums in other blocks' cores, by block.
     tiles_forwarded, tiles_skipped, nonfinite : int
         Tiles, and scores that were NaN or infinite.
-    damaged : tuple of Window
-        Where the core could not be read.
+    failed : tuple of (Window, str)
+        Where the core has no answer because something failed, and what.
     """
 
     mask: NDArray[np.uint8]
@@ -63,7 +63,7 @@ class Forwarded:
     tiles_forwarded: int
     tiles_skipped: int
     nonfinite: int
-    damaged: tuple[Window, ...] = ()
+    failed: tuple[tuple[Window, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

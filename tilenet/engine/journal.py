@@ -10,7 +10,7 @@ import json
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterable, KeysView, Mapping
+from collections.abc import Callable, Iterable, KeysView, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,7 @@ from tilenet import durable
 
 __all__ = [
     "KILLS",
+    "NEIGHBOUR",
     "UNREADABLE",
     "BlockRecord",
     "Invalid",
@@ -32,6 +33,7 @@ __all__ = [
 
 UNREADABLE = "the source cannot be read here"
 KILLS = "every worker that took this block died"
+NEIGHBOUR = "the block beside it has no answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,8 @@ class Journal:
     ----------
     path : Path
         Made if it is not there; a torn tail is cut off.
+    before : callable
+        Called before anything is appended; raises if this is no longer ours to write.
 
     Attributes
     ----------
@@ -138,7 +142,8 @@ class Journal:
         What failed in them.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, before: Callable[[], None] = lambda: None) -> None:
+        self._before = before
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._places: dict[int, tuple[int, int]] = {}
         self._end = 0
@@ -172,6 +177,7 @@ class Journal:
         new = {r.block: r for r in records if r.block not in self._places}
         lines = {block: encode(record) for block, record in new.items()}
         if lines:
+            self._before()
             durable.append(self._fd, b"".join(lines.values()))
             for block, line in lines.items():
                 self._note(new[block], len(line))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tilenet import durable
+from tilenet.engine.cluster import Executor
 from tilenet.engine.journal import BlockRecord, Journal, decode
 from tilenet.engine.meter import Meter
 from tilenet.engine.output import (
@@ -23,9 +24,10 @@ from tilenet.engine.output import (
     upper_levels,
 )
 from tilenet.engine.plan import Plan
-from tilenet.engine.run import Executor, Progress, run_blocks
-from tilenet.engine.task import STORE, STRIPS, files_of, forget_runs
-from tilenet.errors import OutputError
+from tilenet.engine.room import check_room, with_room
+from tilenet.engine.run import Progress, run_blocks
+from tilenet.engine.task import STORE, STRIPS, files_of, forget_runs, mark_lost
+from tilenet.errors import OutputError, ResourceError, convert_errors
 from tilenet.sinks import MaskStore
 from tilenet.sources import open_raster
 
@@ -105,17 +107,32 @@ def run_large(
     ------
     OutputError
         Another run owns the output, or an unfinished one has another plan.
+    ResourceError
+        The run does not fit on the disk.
     """
     folder = run_folder(out)
+    if not folder.exists():
+        check_room(plan, out)
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
+    try:
+        with convert_errors(out):
+            return _run(plan, out, folder, executor, progress, overwrite=overwrite)
+    except ResourceError as error:
+        raise with_room(error, plan, out) from error
+
+
+def _run(
+    plan: Plan, out: Path, folder: Path, executor: Executor, progress: Progress, *, overwrite: bool
+) -> LargeResult:
+    with locked(folder) as owner:
         plan = _adopt(plan, out, folder, overwrite=overwrite)
         (folder / STRIPS).mkdir(exist_ok=True)
         store = MaskStore(folder / STORE, plan.spec)
         if not store.root.exists():
             store.create()
         durable.write(folder / PLAN, plan.dump())
-        with Journal(folder / JOURNAL) as journal:
+        with Journal(folder / JOURNAL, owner.check) as journal:
+            mark_lost(folder, journal.invalid)
             resumed = len([b for b in journal.blocks if b >= 0])
             progress(sum(journal.pixels.values()))
             try:
@@ -123,6 +140,7 @@ def run_large(
             finally:
                 forget_runs()
             _check_unchanged(plan)
+            owner.check()
             done = _finish(plan, folder, out, journal, overwrite=overwrite)
         remove_run_folder(folder)
     return LargeResult(done, resumed, meter)

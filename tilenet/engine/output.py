@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ from tilenet.sinks import (
 __all__ = [
     "PLAN",
     "Finished",
+    "Owner",
     "check_free",
     "check_in_progress",
     "check_output",
@@ -57,8 +59,8 @@ __all__ = [
 Read = Callable[[Window], NDArray[Any]]
 
 SIDECAR = ".tilenet.json"
-PLAN = "plan.json"
-"""Name of the plan in a run folder."""
+PLAN, LOCK = "plan.json", "lock"
+"""Names in a run folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,8 +285,32 @@ def sweep(out: Path, plan: Plan) -> None:
             remove_run_folder(run_folder(out))
 
 
+class Owner:
+    """Who owns a run folder: the kernel's lock, and a name in it for disks that lack such locks.
+
+    Some shared file systems grant a lock to everybody. There the later run writes its name over the
+    earlier one's, which finds it before it next writes, and stops.
+    """
+
+    def __init__(self, folder: Path, fd: int) -> None:
+        self._folder, self._name = folder, secrets.token_hex(16).encode()
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, self._name, 0)
+
+    def check(self) -> None:
+        """Raise OutputError if another run has taken over."""
+        try:
+            found = (self._folder / LOCK).read_bytes()
+        except OSError:
+            found = b""
+        if found != self._name:
+            raise OutputError(
+                "another run has taken over this output", self._folder, "leave it to that one"
+            )
+
+
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[Owner]:
     """Own a run folder; the kernel gives it back however this process ends.
 
     Raises
@@ -292,7 +318,7 @@ def locked(folder: Path) -> Iterator[None]:
     OutputError
         Another run owns it.
     """
-    fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -300,13 +326,13 @@ def locked(folder: Path) -> Iterator[None]:
             raise OutputError(
                 "another run is writing this output", folder, "wait for it, or choose another --out"
             ) from error
-        if not (folder / "lock").exists() or not os.path.samestat(
-            os.fstat(fd), (folder / "lock").stat()
+        if not (folder / LOCK).exists() or not os.path.samestat(
+            os.fstat(fd), (folder / LOCK).stat()
         ):
             raise OutputError(
                 "another run has just finished this output", folder, "look at it, or run again"
             )
-        yield
+        yield Owner(folder, fd)
     finally:
         os.close(fd)
 

@@ -31,13 +31,14 @@ from tilenet.engine.output import (
 )
 from tilenet.engine.plan import SUFFIXES, Format, Plan, make_plan
 from tilenet.engine.reading import read_window
-from tilenet.engine.task import STORE, files_of, inside, record_of, session_for
+from tilenet.engine.task import STORE, files_of, record_of, session_for, unreadable
 from tilenet.errors import TilenetError
 from tilenet.geometry import Window
 from tilenet.models.session import NetworkShape, Setup
 from tilenet.models.store import ModelFiles
 from tilenet.sinks import MaskStore
 from tilenet.sources import Raster, RasterInfo, open_raster
+from tilenet.watchdog import watched
 
 __all__ = ["Job", "PackItem", "Request", "open_job", "pack_task", "plan_for"]
 
@@ -118,7 +119,7 @@ class _Loaded:
     out: Path
     pixels: NDArray[Any]
     block: BlockJob = field(repr=False)
-    damaged: tuple[Window, ...]
+    failed: tuple[tuple[Window, str], ...]
 
 
 _ENDINGS = {"zarr": ".zarr", "cog": ".tif", "png": ".png"}
@@ -134,7 +135,8 @@ def _format(info: RasterInfo, config: PredictConfig) -> Format:
 
 def open_job(job: Job, request: Request) -> Raster:
     """Open a raster at the bands and the level that the run asks for; close it after use."""
-    return open_raster(job.path, request.config.bands, request.config.level, keep_open=True)
+    with watched(str(job.path), request.config.read_timeout):
+        return open_raster(job.path, request.config.bands, request.config.level, keep_open=True)
 
 
 def plan_for(info: RasterInfo, job: Job, request: Request, *, named: bool) -> tuple[Plan, Path]:
@@ -175,7 +177,7 @@ def plan_for(info: RasterInfo, job: Job, request: Request, *, named: bool) -> tu
 
 def _load(item: PackItem, raster: Raster, plan: Plan, out: Path, spans: Spans) -> _Loaded:
     damaged: list[Window] = []
-    with spans.reading():
+    with spans.reading(), watched(plan.raster.path, plan.read_timeout):
         pixels, valid = raster.read(
             read_window(plan.lattice, 0, plan.model.card.margin),
             plan.model.card.offset,
@@ -192,7 +194,7 @@ def _load(item: PackItem, raster: Raster, plan: Plan, out: Path, spans: Spans) -
         skip=plan.skip_nodata,
         margin=plan.model.card.margin,
     )
-    return _Loaded(item, plan, out, pixels, block, inside(damaged, plan.lattice.core(0)))
+    return _Loaded(item, plan, out, pixels, block, unreadable(damaged, plan.lattice.core(0)))
 
 
 def _group(loaded: _Loaded) -> tuple[str, tuple[int, int]]:
@@ -208,7 +210,7 @@ def _forward(pack: list[_Loaded], request: Request, spans: Spans) -> None:
 
 def _write(loaded: _Loaded, config: PredictConfig, spans: Spans) -> Finished:
     plan, out = loaded.plan, loaded.out
-    done = replace(loaded.block.finish(), damaged=loaded.damaged)
+    done = replace(loaded.block.finish(), failed=loaded.failed)
     spans.forwarded += done.tiles_forwarded
     spans.nonfinite += done.nonfinite
     record = record_of(0, done, (), len(plan.spec.classes))

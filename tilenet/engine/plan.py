@@ -151,6 +151,8 @@ class Plan:
         Whether tiles without kept pixels are skipped.
     strict : bool
         Whether a native block that cannot be read ends the run.
+    read_timeout : float
+        Seconds after which a read counts as stuck.
     """
 
     raster: RasterInfo
@@ -165,6 +167,7 @@ class Plan:
     chunk: int
     skip_nodata: bool
     strict: bool = False
+    read_timeout: float = 600.0
 
     @property
     def decision(self) -> Decision:
@@ -313,4 +316,5 @@ def make_plan(
         chunk=config.chunk,
         skip_nodata=config.skip_nodata,
         strict=config.strict,
+        read_timeout=config.read_timeout,
     )

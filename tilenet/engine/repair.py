@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet import durable
+from tilenet.engine.cluster import open_executor
 from tilenet.engine.inspection import Bad, Inspection, damaged_blocks, read_pixels
 from tilenet.engine.journal import Journal
 from tilenet.engine.large import JOURNAL, run_large
@@ -28,7 +29,6 @@ from tilenet.engine.output import (
 )
 from tilenet.engine.plan import Plan
 from tilenet.engine.recipe import plan_from
-from tilenet.engine.run import open_executor
 from tilenet.engine.task import STORE, STRIPS, Worker, files_of, finish_block, mark_lost
 from tilenet.errors import VerifyError
 from tilenet.geometry import Window

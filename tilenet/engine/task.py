@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tilenet.classes import NODATA
 from tilenet.engine import spill
 from tilenet.engine.block import BlockJob, Forwarded, drive, join
-from tilenet.engine.journal import KILLS, UNREADABLE, BlockRecord, Invalid
+from tilenet.engine.journal import KILLS, NEIGHBOUR, UNREADABLE, BlockRecord, Invalid
 from tilenet.engine.meter import Spans
 from tilenet.engine.output import PLAN
 from tilenet.engine.plan import Plan, block_levels
@@ -33,6 +33,7 @@ from tilenet.models.store import ModelFiles
 from tilenet.pyramid import halve
 from tilenet.sinks import MaskStore, StoredChunk
 from tilenet.sources import Raster
+from tilenet.watchdog import watched
 
 __all__ = [
     "STORE",
@@ -44,12 +45,13 @@ __all__ = [
     "finish_block",
     "forget_runs",
     "forward_task",
-    "inside",
     "is_lost",
     "join_task",
+    "lose_block",
     "mark_lost",
     "record_of",
     "session_for",
+    "unreadable",
     "write_block",
 ]
 
@@ -83,10 +85,10 @@ def class_pixels(mask: NDArray[np.uint8], classes: int) -> dict[int, int]:
     return {value: int(total[value]) for value in (*range(classes), NODATA)}
 
 
-def inside(windows: Iterable[Window], core: Window) -> tuple[Window, ...]:
-    """Return the parts of windows that lie in a core, those without pixels left out."""
+def unreadable(windows: Iterable[Window], core: Window) -> tuple[tuple[Window, str], ...]:
+    """Return what of a core lies in windows that cannot be read, as `Forwarded.failed`."""
     parts = (window.intersection(core) for window in windows)
-    return tuple(part for part in parts if part.pixels)
+    return tuple((part, UNREADABLE) for part in parts if part.pixels)
 
 
 def files_of(stored: Iterable[StoredChunk]) -> tuple[tuple[str, str | None, int], ...]:
@@ -128,6 +130,24 @@ def is_lost(folder: Path, block: int) -> bool:
     return (folder / STRIPS / f"{block}.lost").exists()
 
 
+def lose_block(folder: Path, plan: Plan, block: int) -> BlockRecord:
+    """Store a block that nobody can make as pixels without an answer; return its record."""
+    core, spec = plan.lattice.core(block), plan.spec
+    mask = np.full((core.height, core.width), NODATA, np.uint8)
+    shape = (len(spec.channels), core.height, core.width)
+    probabilities = np.zeros(shape, np.uint8) if spec.channels else None
+    store = MaskStore(folder / STORE, spec)
+    stored = write_block(store, plan.lattice, block, mask, probabilities)
+    rows, cols = plan.lattice.own_tiles(block)
+    nothing = np.zeros((0, 0, 0), np.int32)
+    done = Forwarded(
+        mask, probabilities, nothing, nothing, {}, 0, len(rows) * len(cols), 0, ((core, KILLS),)
+    )
+    record = record_of(block, done, stored, len(spec.classes))
+    mark_lost(folder, record.invalid)
+    return record
+
+
 def record_of(
     block: int, done: Forwarded, stored: Iterable[StoredChunk], classes: int
 ) -> BlockRecord:
@@ -154,7 +174,7 @@ def record_of(
         done.tiles_forwarded + done.tiles_skipped,
         done.tiles_skipped,
         digest.hexdigest(),
-        tuple(Invalid(block, w.row, w.col, w.height, w.width, UNREADABLE) for w in done.damaged),
+        tuple(Invalid(block, w.row, w.col, w.height, w.width, why) for w, why in done.failed),
     )
 
 
@@ -200,7 +220,7 @@ class Worker:
         """Read a block and forward its own tiles."""
         plan = self.plan
         damaged: list[Window] = []
-        with spans.reading():
+        with spans.reading(), watched(plan.raster.path, plan.read_timeout):
             pixels, valid = self.raster.read(
                 read_window(plan.lattice, block, plan.model.card.margin),
                 plan.model.card.offset,
@@ -225,7 +245,7 @@ class Worker:
             done = job.finish()
         spans.forwarded += done.tiles_forwarded
         spans.nonfinite += done.nonfinite
-        return replace(done, damaged=inside(damaged, plan.lattice.core(block)))
+        return replace(done, failed=unreadable(damaged, plan.lattice.core(block)))
 
     def forward_to_files(self, block: int, spans: Spans) -> None:
         """Forward a block into the run folder: strips, frames and, last, what is decided."""
@@ -248,8 +268,8 @@ class Worker:
         own = {"mask": done.mask, "tiles": np.array([done.tiles_forwarded, done.tiles_skipped])}
         if done.probabilities is not None:
             own["probabilities"] = done.probabilities
-        if done.damaged:
-            own["damaged"] = np.array([astuple(window) for window in done.damaged])
+        if done.failed:
+            own["unreadable"] = np.array([astuple(window) for window, _ in done.failed])
         with spans.writing():
             spans.strip_bytes += spill.write(self.strips(decided), own)
 
@@ -268,8 +288,9 @@ class Worker:
             return self.forward(block, spans)
         forwarded, skipped = found["tiles"].tolist()
         mask, probabilities = found["mask"], found.get("probabilities")
-        damaged = tuple(Window(*map(int, one)) for one in found.get("damaged", ()))
-        return Forwarded(mask, probabilities, upper, lower, {}, forwarded, skipped, 0, damaged)
+        damaged = [Window(*map(int, one)) for one in found.get("unreadable", ())]
+        failed = unreadable(damaged, core)
+        return Forwarded(mask, probabilities, upper, lower, {}, forwarded, skipped, 0, failed)
 
     def _rows(self, name: str, height: int, width: int) -> spill.RowsReader:
         return spill.RowsReader(self.strips(name), (self.plan.channels, height, width))
@@ -318,13 +339,14 @@ def join_task(folder: str, run: str, blocks: Blocks) -> tuple[list[BlockRecord],
 def finish_block(worker: Worker, block: int, spans: Spans) -> Forwarded:
     """Return a block joined with its neighbours' strips, each from its file or made again."""
     lattice = worker.plan.lattice
+    core = lattice.core(block)
     with ExitStack() as files:
-        own = worker.own_half(block, spans)
-        strips = {}
+        own, strips = worker.own_half(block, spans), {}
         for giver in lattice.givers(block):
             if is_lost(worker.folder, giver):
-                core = lattice.core(block)
-                own.mask[lattice.strip(giver, block).slices(core.row, core.col)] = NODATA
+                window = lattice.strip(giver, block)
+                own.mask[window.slices(core.row, core.col)] = NODATA
+                own = replace(own, failed=(*own.failed, (window, NEIGHBOUR)))
             else:
                 strips[giver] = worker.strip(giver, block, spans)
         for rows in (own.top, own.left, *strips.values()):
