@@ -14,11 +14,9 @@ from tilenet.engine.journal import BlockRecord
 from tilenet.engine.output import (
     check_free,
     export,
-    locked,
     probabilities_of,
     publish,
-    remove_run_folder,
-    run_folder,
+    scratch,
     upper_levels,
 )
 from tilenet.engine.plan import SUFFIXES, block_levels, check_png, hash_of
@@ -68,20 +66,15 @@ def convert(path: Path, out: Path, *, overwrite: bool) -> None:
     document = {k: v for k, v in found.document.items() if k not in _OF_FILES}
     document |= {"identity": identity, "plan_hash": hash_of(identity)}
     pixels = _Pixels(found)
-    folder = run_folder(out)
-    folder.mkdir(parents=True)
-    try:
-        with locked(folder):
-            if name == "zarr":
-                _write_store(found, document, pixels, folder / STORE)
-                publish(folder / STORE, out, overwrite=overwrite)
-            else:
-                export(
-                    document, found.spec, pixels.mask, pixels.probabilities, out, found.records,
-                    overwrite=overwrite,
-                )  # fmt: skip
-    finally:
-        remove_run_folder(folder)
+    with scratch(out) as folder:
+        if name == "zarr":
+            _write_store(found, document, pixels, folder / STORE)
+            publish(folder / STORE, out, overwrite=overwrite)
+        else:
+            export(
+                document, found.spec, pixels.mask, pixels.probabilities, out, found.records,
+                overwrite=overwrite,
+            )  # fmt: skip
 
 
 class _Pixels:

@@ -50,6 +50,7 @@ __all__ = [
     "publish",
     "read_sidecar",
     "run_folder",
+    "scratch",
     "sidecar",
     "sweep",
     "upper_levels",
@@ -250,10 +251,8 @@ def check_free(out: Path, spec: MaskSpec, *, one_file: bool, overwrite: bool) ->
             raise OutputError("the output exists", out, "choose another, or --overwrite")
     if one_file:
         _check_companions(out, probabilities=bool(spec.channels))
-    if run_folder(out).exists():
-        raise OutputError(
-            "an unfinished run of this output", run_folder(out), "finish it first, or remove it"
-        )
+    if plan_in_progress(out) is not None:
+        raise OutputError("an unfinished run of this output", run_folder(out), "finish it first")
 
 
 def check_in_progress(out: Path, plan: Plan, *, overwrite: bool) -> Plan | None:
@@ -279,10 +278,10 @@ def check_in_progress(out: Path, plan: Plan, *, overwrite: bool) -> Plan | None:
 
 def sweep(out: Path, plan: Plan) -> None:
     """Remove the run folder that a crash left beside this plan's finished output."""
-    known = plan_in_progress(out)
-    if known is not None and known.hash == plan.hash:
-        with locked(run_folder(out)):
-            remove_run_folder(run_folder(out))
+    folder, known = run_folder(out), plan_in_progress(out)
+    if (folder / LOCK).exists() and (known is None or known.hash == plan.hash):
+        with locked(folder):
+            remove_run_folder(folder)
 
 
 class Owner:
@@ -335,6 +334,29 @@ def locked(folder: Path) -> Iterator[Owner]:
         yield Owner(folder, fd)
     finally:
         os.close(fd)
+
+
+@contextmanager
+def scratch(out: Path) -> Iterator[Path]:
+    """Own a run folder for work that holds no run and, after a crash, is begun anew.
+
+    Raises
+    ------
+    OutputError
+        Somebody else is at work on this output.
+    """
+    folder = run_folder(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
+        try:
+            yield folder
+        finally:
+            remove_run_folder(folder)
 
 
 def upper_levels(store: MaskStore, first: int) -> list[StoredChunk]:

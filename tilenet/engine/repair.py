@@ -26,6 +26,7 @@ from tilenet.engine.output import (
     probabilities_of,
     remove_run_folder,
     run_folder,
+    scratch,
 )
 from tilenet.engine.plan import Plan
 from tilenet.engine.recipe import plan_from
@@ -67,18 +68,13 @@ def repair(found: Inspection, source: Path | None = None, model: Path | None = N
 
 
 def _repair_store(found: Inspection, source: Path | None, model: Path | None) -> None:
-    root, folder = found.path, run_folder(found.path)
-    folder.mkdir(exist_ok=True)
-    with locked(folder):
-        try:
-            _move_aside(root, [bad for bad in found.bad if bad.what == "foreign"])
-            damaged = [bad for bad in found.bad if bad.what != "foreign"]
-            _put_metadata(found, [bad for bad in damaged if bad.block is None])
-            chunks = [bad for bad in damaged if bad.block is not None]
-            if chunks:
-                _put_chunks(found, folder, [bad.file for bad in chunks], source, model)
-        finally:
-            remove_run_folder(folder)
+    with scratch(found.path) as folder:
+        _move_aside(found.path, [bad for bad in found.bad if bad.what == "foreign"])
+        damaged = [bad for bad in found.bad if bad.what != "foreign"]
+        _put_metadata(found, [bad for bad in damaged if bad.block is None])
+        chunks = [bad.file for bad in damaged if bad.block is not None]
+        if chunks:
+            _put_chunks(found, folder, chunks, source, model)
 
 
 def _move_aside(root: Path, foreign: Iterable[Bad]) -> None:
