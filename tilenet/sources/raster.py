@@ -181,26 +181,26 @@ def _georeference(dataset: Any) -> Georeference:
 
 
 def _check(path: str, dataset: Any, bands: tuple[int, ...]) -> None:
-    if dataset.count > _MAX_BANDS:
-        raise InputError(f"{dataset.count} bands, at most {_MAX_BANDS} are read", path)
+    # Each of these properties asks GDAL about every band.
+    dtypes, colours, shapes = dataset.dtypes, dataset.colorinterp, dataset.block_shapes
     missing = [b for b in bands if not 1 <= b <= dataset.count]
     if missing:
         raise InputError(
             f"no band {missing[0]}", path, f"--bands counts from 1; the file has {dataset.count}"
         )
     for band in bands:
-        name = dataset.dtypes[band - 1]
+        name = dtypes[band - 1]
         if name not in _AS_READ and name not in _CONVERTED:
             raise InputError(
                 f"pixels are {name}", path, "convert them to 8- or 16-bit integers or float32"
             )
-        if dataset.colorinterp[band - 1] is ColorInterp.palette:
+        if colours[band - 1] is ColorInterp.palette:
             raise InputError(
                 "pixels are indices into a palette",
                 path,
                 "expand them first: gdal_translate -expand rgb IN OUT",
             )
-        height, width = dataset.block_shapes[band - 1]
+        height, width = shapes[band - 1]
         if height * width * np.dtype(name).itemsize > _MAX_NATIVE_BLOCK_BYTES:
             raise InputError(
                 f"one native block is {height}×{width} pixels", path, "rewrite the file in tiles"
@@ -218,11 +218,11 @@ def _native_block(path: str, dataset: Any, band: int, level: int) -> tuple[int, 
 def _describe(
     path: str, dataset: Any, bands: tuple[int, ...] | None, level: int, *, checked: bool
 ) -> RasterInfo:
+    if dataset.count > _MAX_BANDS:
+        raise InputError(f"{dataset.count} bands, at most {_MAX_BANDS} are read", path)
     if bands is None:
-        bands = tuple(
-            b for b in range(1, dataset.count + 1)
-            if dataset.colorinterp[b - 1] is not ColorInterp.alpha
-        )  # fmt: skip
+        colours = enumerate(dataset.colorinterp, 1)
+        bands = tuple(b for b, colour in colours if colour is not ColorInterp.alpha)
     if not bands:
         raise InputError("no bands", path)
     if checked:
@@ -231,7 +231,8 @@ def _describe(
     if not 0 <= level < len(levels):
         raise InputError(f"no level {level}", path, f"the file has levels 0 to {len(levels) - 1}")
     height, width = levels[level]
-    stored = str(np.result_type(*(dataset.dtypes[b - 1] for b in bands)))
+    dtypes, nodata = dataset.dtypes, dataset.nodatavals
+    stored = str(np.result_type(*(dtypes[b - 1] for b in bands)))
     files = tuple(sorted(f for f in dataset.files if Path(f).is_file()))
     return RasterInfo(
         path=path,
@@ -245,7 +246,7 @@ def _describe(
         level=level,
         levels=levels,
         native_block=_native_block(path, dataset, bands[0], level),
-        nodata=tuple(dataset.nodatavals[b - 1] for b in bands),
+        nodata=tuple(nodata[b - 1] for b in bands),
         validity=validity_of(dataset, bands),
         georeference=_georeference(dataset).scaled(levels[0][0] / height, levels[0][1] / width),
         files=files,
