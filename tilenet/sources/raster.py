@@ -14,7 +14,7 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio._path import _UnparsedPath
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, Interleaving
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader
 
@@ -36,7 +36,7 @@ opened: a file from a stranger must not make us read other files or the network.
 CACHE_BYTES = 32 << 20
 """Of decoded pixels, in GDAL."""
 _MAX_BANDS = 4096
-_MAX_NATIVE_BLOCK_BYTES = 1 << 30
+_MAX_NATIVE_BLOCK_BYTES = 64 << 20
 _AS_READ = {"uint8", "uint16", "int16", "float32"}
 _CONVERTED = {
     "int8": "int16", "uint32": "float32", "int32": "float32", "float16": "float32",
@@ -183,6 +183,7 @@ def _georeference(dataset: Any) -> Georeference:
 def _check(path: str, dataset: Any, bands: tuple[int, ...]) -> None:
     # Each of these properties asks GDAL about every band.
     dtypes, colours, shapes = dataset.dtypes, dataset.colorinterp, dataset.block_shapes
+    together = dataset.count if dataset.interleaving is Interleaving.pixel else 1
     missing = [b for b in bands if not 1 <= b <= dataset.count]
     if missing:
         raise InputError(
@@ -201,9 +202,11 @@ def _check(path: str, dataset: Any, bands: tuple[int, ...]) -> None:
                 "expand them first: gdal_translate -expand rgb IN OUT",
             )
         height, width = shapes[band - 1]
-        if height * width * np.dtype(name).itemsize > _MAX_NATIVE_BLOCK_BYTES:
+        if height * width * np.dtype(name).itemsize * together > _MAX_NATIVE_BLOCK_BYTES:
             raise InputError(
-                f"one native block is {height}×{width} pixels", path, "rewrite the file in tiles"
+                f"one native block is {height}×{width} pixels, more than 64 MiB",
+                path,
+                "rewrite the file in tiles: gdal_translate -co TILED=YES IN OUT",
             )
 
 
