@@ -157,12 +157,14 @@ def _levels(path: str, dataset: Any) -> tuple[tuple[int, int], ...]:
     return tuple(levels)
 
 
-def _georeference(dataset: Any) -> Georeference:
+def _georeference(path: str, dataset: Any) -> Georeference:
     def wkt(crs: Any) -> str | None:
         return str(crs.to_wkt(version="WKT2_2019")) if crs else None
 
     gcps, gcp_crs = dataset.gcps
     transform = tuple(float(v) for v in dataset.transform[:6])
+    if not np.isfinite(transform).all():
+        raise InputError("its place is not finite", path, "correct it: gdal_edit -unsetgt FILE")
     placed = transform != (1.0, 0.0, 0.0, 0.0, 1.0, 0.0) and not gcps
     rpcs = dataset.tags(ns="RPC")
     mpp = None
@@ -251,7 +253,9 @@ def _describe(
         native_block=_native_block(path, dataset, bands[0], level),
         nodata=tuple(nodata[b - 1] for b in bands),
         validity=validity_of(dataset, bands),
-        georeference=_georeference(dataset).scaled(levels[0][0] / height, levels[0][1] / width),
+        georeference=_georeference(path, dataset).scaled(
+            levels[0][0] / height, levels[0][1] / width
+        ),
         files=files,
         fingerprint=fingerprint(files),
     )
