@@ -20,6 +20,7 @@ from tilenet.console import show as _print
 from tilenet.console import split_numbers as _numbers
 from tilenet.errors import InterruptError, TilenetError
 from tilenet.memory import return_large_arrays
+from tilenet.names import is_folder
 from tilenet.stops import stopping_on_signals
 
 __all__ = ["app", "run"]
@@ -62,13 +63,16 @@ def _main(
 
 @app.command()
 def predict(  # noqa: PLR0913 - one parameter is one option
-    inputs: Annotated[list[Path], typer.Argument(help="Rasters, or folders of them.")],
+    inputs: Annotated[
+        list[Path], typer.Argument(help="Rasters, or folders of them.", readable=False)
+    ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="x.zarr, x.tif (COG), x.png; a folder for several.")
     ],
     model: Model = None,
     model_config: Annotated[
-        Path | None, typer.Option(help="A tilenet.json that beats the model's own.")
+        Path | None,
+        typer.Option(help="A tilenet.json that beats the model's own.", readable=False),
     ] = None,
     tile: Annotated[str | None, typer.Option(help="Tile side in pixels, or auto.")] = None,
     overlap: Annotated[
@@ -131,7 +135,7 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         "value_range": _numbers(value_range, float, "--value-range"), "activation": activation,
     }  # fmt: skip
     options = load_config(config, {key: value for key, value in flags.items() if value is not None})
-    several = len(inputs) > 1 or inputs[0].is_dir()
+    several = len(inputs) > 1 or is_folder(inputs[0])
     if dry_run:
         estimates = list(api.estimate(inputs, out, options))
         document = {"estimate": estimates if several else estimates[0]}
@@ -159,7 +163,7 @@ app.command()(cli_evaluate.evaluate)
 
 @app.command()
 def info(
-    path: Annotated[Path, typer.Argument(help="A raster, a mask, or a model.")],
+    path: Annotated[Path, typer.Argument(help="A raster, a mask, or a model.", readable=False)],
     as_json: Json = False,
 ) -> None:
     """Say what a raster, a mask or a model is."""

@@ -18,6 +18,7 @@ from tilenet.models.card import ModelCard
 from tilenet.models.contract import keeps_batch_contract
 from tilenet.models.session import choose, cores, cpu_flags, network_shape, open_session
 from tilenet.models.store import BUNDLED, ModelFiles, bundled_models, cache_folder, find_model
+from tilenet.names import exists
 from tilenet.sinks import documents, open_store, warnings_for
 from tilenet.sources import open_raster
 
@@ -137,9 +138,9 @@ def describe(path: Path) -> dict[str, Any]:
     InputError
         None of these.
     """
-    if not path.exists() and str(path) in bundled_models():
+    if not exists(path) and str(path) in bundled_models():
         return _describe_model(find_model(str(path), None, {}))
-    if not path.exists():
+    if not exists(path):
         raise InputError("no such file or folder", path, "check the path")
     if path.suffix.lower() == ".onnx" or (path / "config.json").is_file():
         return _describe_model(find_model(str(path), None, {}))

@@ -201,13 +201,9 @@ KINDS: dict[str, tuple[bytes, tuple[int, ...], tuple[str, ...]]] = {
     "complex64": (_typed("complex64", 6), (3,), ("complex64",)),
     "complex128": (_typed("complex128", 6), (3,), ("complex128",)),
     "complex int16": (_typed("int32", 5), (3,), ("complex",)),
-    "palette": (
-        _bits(8, 1, t262=short(3), t320=short(*range(768))), (3,), ("palette", "-expand")
-    ),
+    "palette": (_bits(8, 1, t262=short(3), t320=short(*range(768))), (3,), ("palette", "-expand")),
     "bilevel": (_bits(1, 1), (3,), ("palette",)),
-    "palette of 4 bits": (
-        _bits(4, 1, t262=short(3), t320=short(*range(48))), (3,), ("palette",)
-    ),
+    "palette of 4 bits": (_bits(4, 1, t262=short(3), t320=short(*range(48))), (3,), ("palette",)),
     # Another number of bands than the model's.
     "1 band": (_bits(8, 1), (4,), ("1 bands", "wants 3", "--bands")),
     "2 bands": (_bits(8, 2), (4,), ("2 bands",)),
@@ -241,7 +237,9 @@ KINDS: dict[str, tuple[bytes, tuple[int, ...], tuple[str, ...]]] = {
     "planes without their strips": (plain({tiff.PLANAR: short(2)}), (0,), ()),
     "more rows than strips": (plain({tiff.HEIGHT: long(400), tiff.ROWS: long(40)}), (0,), ()),
     "negative offset": (
-        plain({tiff.OFFSETS: Tag(tiff.SLONG, (-200,)), tiff.COUNTS: long(6000)}), (0,), ()
+        plain({tiff.OFFSETS: Tag(tiff.SLONG, (-200,)), tiff.COUNTS: long(6000)}),
+        (0,),
+        (),
     ),
 }
 

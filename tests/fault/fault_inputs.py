@@ -19,12 +19,14 @@ from workload import Ended, Outcome, Workload, digest  # noqa: I001  # sets the 
 import networks
 import rasters
 from cases import Case
+from cases_files import FILES
 from cases_tiff import TIFFS
 from forked import Forked, Forker
 from places import differences
 
-CASES = [*TIFFS]
+CASES = [*TIFFS, *FILES]
 _BOMB_SECONDS, _BOMB_BYTES = 2.0, 200e6
+RUN_FOLDER = ".x.zarr.tilenet"
 _EVERY = 16  # so many cases is one a process of its own
 
 
@@ -35,7 +37,13 @@ def make_shared(folder: Path) -> None:
     networks.conv(folder / "conv.onnx")
 
 
-def complaints(case: Case, ended: Ended, folder: Path) -> list[str]:
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Return the files of a case, without those of work in progress."""
+    found = (p for p in folder.rglob("*") if p.is_file() and RUN_FOLDER not in p.parts)
+    return {path: path.read_bytes() for path in found if path.stat().st_dev == folder.stat().st_dev}
+
+
+def complaints(case: Case, ended: Ended, before: dict[Path, bytes], folder: Path) -> list[str]:
     """Return what is wrong with how a case ended."""
     wrong = []
     if ended.code not in case.codes:
@@ -50,8 +58,8 @@ def complaints(case: Case, ended: Ended, folder: Path) -> list[str]:
         wrong.append(f"{len(errors)} lines of error")
     if ended.code in case.codes and ended.code:
         wrong += [f"no {word!r}" for word in case.words if not any(word in e for e in errors)]
-    if case.negative and ended.code != 7 and (folder / "x.zarr").exists():
-        wrong.append("an output is left")
+    if ended.code not in (0, 7) and contents(folder) != before:
+        wrong.append("files were changed")
     if isinstance(ended, Forked) and case.bomb:
         if ended.seconds > _BOMB_SECONDS:
             wrong.append(f"{ended.seconds:.1f} s")
@@ -87,8 +95,9 @@ class Bench:
     def forked(self, case: Case) -> tuple[Ended, list[str]]:
         """Run a case in a forked child, and look at its mask if there is one."""
         folder = self.place(case)
+        before = contents(folder)
         ended = self.forker.command(self.arguments(case), folder, nobody=case.nobody)
-        wrong = complaints(case, ended, folder)
+        wrong = complaints(case, ended, before, folder)
         if ended.code == 0 and case.arguments[0] == "predict":
             source, _, out = case.arguments[1:4]
             looked = self.forker.call(lambda: differences(folder / source, folder / out))
@@ -98,18 +107,15 @@ class Bench:
     def alone(self, case: Case) -> tuple[Ended, list[str]]:
         """Run a case as the command that a user types."""
         folder = self.place(case)
+        before = contents(folder)
         workload = Workload(self.folder, self.shared / "conv.onnx")
         line = [sys.executable, "-m", "tilenet", *self.arguments(case)]
         ended = workload.run(line, timeout=30, cwd=folder)
-        return ended, complaints(case, ended, folder)
+        return ended, complaints(case, ended, before, folder)
 
     def close(self) -> list[str]:
         """Return what became of the files that no case may touch."""
         return [] if digest(self.shared) == self.before else ["shared files were changed"]
-
-
-def _encodable(case: Case) -> bool:
-    return not case.nobody
 
 
 def run(folder: Path, *, long: bool) -> Outcome:
@@ -119,7 +125,7 @@ def run(folder: Path, *, long: bool) -> Outcome:
     for index, case in enumerate(CASES):
         ended, wrong = bench.forked(case)
         slowest = max(slowest, ended.seconds)
-        if _encodable(case) and (long or index % _EVERY == 0):
+        if not case.nobody and (long or index % _EVERY == 0):
             alone += 1
             wrong += [f"{w} (as a command)" for w in bench.alone(case)[1]]
         if wrong:

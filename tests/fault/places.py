@@ -37,7 +37,10 @@ def _of_dataset(path: Path) -> dict[str, Any]:
         gcps, gcp_crs = dataset.gcps
         return {
             "size": dataset.shape,
-            "transform": NOWHERE if gcps else tuple(dataset.transform)[:6],
+            # GDAL has nothing but noise for PNM.
+            "transform": NOWHERE
+            if gcps or dataset.driver == "PNM"
+            else tuple(dataset.transform)[:6],
             "crs": dataset.crs or CRS(),
             "gcps": [(g.row, g.col, g.x, g.y, g.z or 0.0) for g in gcps],
             "gcp_crs": gcp_crs or CRS(),
@@ -58,7 +61,9 @@ def _of_store(path: Path) -> dict[str, Any]:
         "size": array.shape,
         "transform": (a, b, c, d, e, f),
         "crs": _crs(place.get("crs_wkt")),
-        "gcps": [tuple(point[k] for k in ("row", "col", "x", "y", "z")) for point in points["points"]],
+        "gcps": [
+            tuple(point[k] for k in ("row", "col", "x", "y", "z")) for point in points["points"]
+        ],
         "gcp_crs": _crs(points["crs_wkt"]),
         "rpcs": dict(array.attrs.get("tilenet_rpcs", {})),
     }

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from tilenet.errors import ModelError
 from tilenet.models.card import ModelCard, parse_card
+from tilenet.names import is_file, is_folder
 
 __all__ = ["BUNDLED", "ModelFiles", "bundled_models", "cache_folder", "find_model"]
 
@@ -177,13 +178,13 @@ def find_model(name: str, card: Path | None, overrides: dict[str, Any]) -> Model
     path = Path(name)
     if name.startswith("hf://"):
         return _from_folder(_from_hub(name), card, overrides)
-    if path.is_dir():
+    if is_folder(path):
         return _from_folder(path, card, overrides)
-    if path.is_file() and path.suffix.lower() == ".onnx":
+    if is_file(path) and path.suffix.lower() == ".onnx":
         return _from_onnx(path, card, overrides)
-    if path.is_file() and path.suffix.lower() in _PICKLES:
+    if is_file(path) and path.suffix.lower() in _PICKLES:
         raise ModelError("a pickle, which can run code, is not loaded", path, DEFAULT_CONVERSION)
-    if path.is_file():
+    if is_file(path):
         raise ModelError("not a model", path, "give a model folder or an .onnx file")
     if name in bundled_models():
         return _from_folder(BUNDLED / name, card, overrides)

@@ -20,6 +20,7 @@ from rasterio.io import DatasetReader
 
 from tilenet.errors import InputError, TilenetError
 from tilenet.geometry import Georeference, Window, reflect
+from tilenet.names import exists, is_file
 from tilenet.quiet import ignoring
 from tilenet.sources.validity import invalid_values, validity_of
 
@@ -122,6 +123,8 @@ def _environment() -> Any:
         # a cut-off JPEG is grey, both without an error.
         GDAL_PNG_WHOLE_IMAGE_OPTIM=False,
         GDAL_ERROR_ON_LIBJPEG_WARNING=True,
+        # Reading raw formats (PNM, ENVI …) at one go, zeros take the place of what is cut off.
+        GDAL_ONE_BIG_READ=False,
         # Ask for each sidecar by name rather than list a folder of thousands at every opening.
         GDAL_DISABLE_READDIR_ON_OPEN="TRUE",
     )
@@ -163,9 +166,10 @@ def _georeference(path: str, dataset: Any) -> Georeference:
 
     gcps, gcp_crs = dataset.gcps
     transform = tuple(float(v) for v in dataset.transform[:6])
-    if not np.isfinite(transform).all():
+    # For PNM, which has none, GDAL hands out uninitialised memory.
+    placed = transform != (1.0, 0.0, 0.0, 0.0, 1.0, 0.0) and not gcps and dataset.driver != "PNM"
+    if placed and not np.isfinite(transform).all():
         raise InputError("its place is not finite", path, "correct it: gdal_edit -unsetgt FILE")
-    placed = transform != (1.0, 0.0, 0.0, 0.0, 1.0, 0.0) and not gcps
     rpcs = dataset.tags(ns="RPC")
     mpp = None
     description = dataset.tags().get("TIFFTAG_IMAGEDESCRIPTION", "")
@@ -403,9 +407,9 @@ def open_raster(
     name = str(path)
     if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
         raise InputError("the name is not UTF-8", name, "rename the file")
-    if not Path(path).exists():
+    if not exists(name):
         raise InputError("no such file", name, "check the path")
-    if not Path(path).is_file():
+    if not is_file(name):
         raise InputError("not a regular file", name, "give a raster or a folder of rasters")
     try:
         with _environment(), ExitStack() as handles:
