@@ -232,7 +232,7 @@ def open_store(root: Path) -> MaskStore:
         if ours["schema"] != SCHEMA:
             raise InputError(f"mask of schema {ours['schema']}", root, "update tilenet")
         return MaskStore(root, MaskSpec.from_dict(ours["spec"]))
-    except (OSError, KeyError, TypeError, ValueError) as err:
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as err:
         raise InputError("not a mask made by tilenet", root, "give the folder of a mask") from err
 
 
@@ -252,7 +252,12 @@ def documents(root: Path) -> dict[str, bytes]:
         return {}
     folder = group["tilenet"]
     assert isinstance(folder, zarr.Group), "our documents lie in a group"
-    return {name: np.asarray(array[...]).tobytes() for name, array in sorted(folder.arrays())}
+    try:
+        return {name: np.asarray(array[...]).tobytes() for name, array in sorted(folder.arrays())}
+    except (RuntimeError, ValueError, zlib.error) as err:
+        raise VerifyError(
+            f"a document cannot be decoded ({err})", root, "run `tilenet verify`"
+        ) from err
 
 
 def _check_extent(layout: ArrayLayout, shape: tuple[int, ...], row: int, col: int) -> None:
