@@ -28,10 +28,10 @@ from tilenet.errors import (
 )
 from tilenet.models.session import Setup, choose, cores, network_shape
 from tilenet.models.store import ModelFiles, find_model
-from tilenet.names import is_folder
 from tilenet.results import Failure, PredictResult, RunResult, run_result
 from tilenet.sinks import warnings_for
 from tilenet.sources import Input, find_inputs
+from tilenet.strangers import is_folder
 
 __all__ = ["Failure", "PredictResult", "RunResult", "estimate", "predict"]
 

@@ -20,8 +20,8 @@ from tilenet.console import show as _print
 from tilenet.console import split_numbers as _numbers
 from tilenet.errors import InterruptError, TilenetError
 from tilenet.memory import return_large_arrays
-from tilenet.names import is_folder
 from tilenet.stops import stopping_on_signals
+from tilenet.strangers import is_folder
 
 __all__ = ["app", "run"]
 

@@ -18,9 +18,9 @@ from tilenet.models.card import ModelCard
 from tilenet.models.contract import keeps_batch_contract
 from tilenet.models.session import choose, cores, cpu_flags, network_shape, open_session
 from tilenet.models.store import BUNDLED, ModelFiles, bundled_models, cache_folder, find_model
-from tilenet.names import exists
 from tilenet.sinks import documents, open_store, warnings_for
 from tilenet.sources import open_raster
+from tilenet.strangers import exists, parse_json
 
 __all__ = ["describe", "examine", "list_models"]
 
@@ -29,7 +29,7 @@ def _describe_mask(path: Path) -> dict[str, Any]:
     store = open_store(path)
     spec = store.spec
     kept = documents(path)
-    plan = json.loads(kept["plan"]) if "plan" in kept else {}
+    plan = parse_json(kept["plan"]) if "plan" in kept else {}
     readers = ["xarray", "zarr", "ome-zarr", "napari"]
     readers += ["GDAL ≥ 3.10", "QuPath"] if spec.zarr_format == 2 else ["GDAL ≥ 3.12"]
     return {

@@ -28,6 +28,7 @@ from tilenet.sinks import (
     write_png,
     write_probabilities,
 )
+from tilenet.strangers import parse_json
 
 __all__ = [
     "PLAN",
@@ -127,7 +128,7 @@ def encode_document(document: Mapping[str, Any]) -> bytes:
 def read_sidecar(out: Path) -> dict[str, Any] | None:
     """Return what lies beside a one-file mask, None if that is nothing of ours."""
     try:
-        found = json.loads(sidecar(out).read_bytes())
+        found = parse_json(sidecar(out).read_bytes())
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and "plan_hash" in found else None
@@ -151,8 +152,8 @@ def _document(out: Path) -> dict[str, Any]:
     """Return the plan document of an existing output of ours."""
     try:
         if out.is_dir():
-            return dict(json.loads(documents(out)["plan"]))
-        found = dict(json.loads(sidecar(out).read_bytes()))
+            return dict(parse_json(documents(out)["plan"]))
+        found = dict(parse_json(sidecar(out).read_bytes()))
         same = found["size"] == out.stat().st_size
     except (InputError, OSError, ValueError, KeyError, TypeError) as error:
         raise OutputError(

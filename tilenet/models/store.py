@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from tilenet.errors import ModelError
 from tilenet.models.card import ModelCard, parse_card
-from tilenet.names import is_file, is_folder
+from tilenet.strangers import is_file, is_folder, parse_json
 
 __all__ = ["BUNDLED", "ModelFiles", "bundled_models", "cache_folder", "find_model"]
 
@@ -72,8 +72,8 @@ def _read_json(path: Path) -> bytes:
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise ModelError("the json is too large", path, "give a tilenet.json")
         return path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"cannot be read: {error.strerror}", path, "check the path") from error
+    except (OSError, ValueError) as error:  # a NUL in the name
+        raise ModelError(f"cannot be read: {error}", path, "check the path") from error
 
 
 def _hash(*parts: Path | bytes) -> str:
@@ -98,6 +98,15 @@ def _identity(files: ModelFiles) -> ModelFiles:
     return replace(files, weights=weights, sha256=_hash(weights, config, card))
 
 
+def _check_numbers(config: dict[str, Any], folder: Path) -> None:
+    """Raise unless what is used of a config before its network is built is what it must be."""
+    for key, most in (("in_channels", 4096), ("classes", 255), ("encoder_depth", 7)):
+        if key in config and (type(config[key]) is not int or not 1 <= config[key] <= most):
+            raise ModelError(
+                f"config.json: {key} is {config[key]!r}", folder, f"1 to {most} is possible"
+            )
+
+
 def _from_folder(folder: Path, card_path: Path | None, overrides: dict[str, Any]) -> ModelFiles:
     weights = folder / "model.safetensors"
     if not weights.is_file():
@@ -108,13 +117,14 @@ def _from_folder(folder: Path, card_path: Path | None, overrides: dict[str, Any]
             )
         raise ModelError("no model.safetensors", folder, "save it with model.save_pretrained()")
     try:
-        config = json.loads(_read_json(folder / "config.json"))
+        config = parse_json(_read_json(folder / "config.json"))
     except ValueError as error:
         raise ModelError(f"config.json is not JSON: {error}", folder, "save it again") from error
     if not isinstance(config, dict) or "_model_class" not in config:
         raise ModelError(
             "config.json is not SMP's", folder, "save the model with model.save_pretrained()"
         )
+    _check_numbers(config, folder)
     path = card_path or folder / "tilenet.json"
     text = _read_json(path) if card_path or path.is_file() else b"{}"
     if "bands" not in overrides and "in_channels" in config and text == b"{}":

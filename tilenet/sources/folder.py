@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tilenet.errors import InputError
-from tilenet.names import exists, is_folder
+from tilenet.strangers import exists, is_folder
 
 __all__ = ["SUFFIXES", "Input", "find_inputs"]
 

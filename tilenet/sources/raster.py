@@ -20,9 +20,9 @@ from rasterio.io import DatasetReader
 
 from tilenet.errors import InputError, TilenetError
 from tilenet.geometry import Georeference, Window, reflect
-from tilenet.names import exists, is_file
 from tilenet.quiet import ignoring
 from tilenet.sources.validity import invalid_values, validity_of
+from tilenet.strangers import exists, is_file
 
 __all__ = ["CACHE_BYTES", "DRIVERS", "Raster", "RasterInfo", "open_raster"]
 
