@@ -22,6 +22,7 @@ DEFAULT_CONVERSION = (
 )
 _PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".tar"}
 _MAX_JSON_BYTES = 4 << 20
+_MAX_CHANNELS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +101,16 @@ def _identity(files: ModelFiles) -> ModelFiles:
 
 def _check_numbers(config: dict[str, Any], folder: Path) -> None:
     """Raise unless what is used of a config before its network is built is what it must be."""
-    for key, most in (("in_channels", 4096), ("classes", 255), ("encoder_depth", 7)):
+    for key, most in (("in_channels", _MAX_CHANNELS), ("classes", 255), ("encoder_depth", 7)):
         if key in config and (type(config[key]) is not int or not 1 <= config[key] <= most):
             raise ModelError(
                 f"config.json: {key} is {config[key]!r}", folder, f"1 to {most} is possible"
+            )
+    for key in (key for key in config if key.endswith("channels")):
+        widths = config[key] if isinstance(config[key], list) else [config[key]]
+        if any(isinstance(width, int) and width > _MAX_CHANNELS for width in widths):
+            raise ModelError(
+                f"config.json: {key} is {config[key]!r}", folder, f"at most {_MAX_CHANNELS}"
             )
 
 
