@@ -55,8 +55,8 @@ KEYS: dict[str, list[Any]] = {
     "classes": [
         None, NULL, 3, "abc", {}, [], [1, 2, 3], ["a", "b", "c"], [{}, {}, {}], CLASS[:2],
         [*CLASS, {"id": 3, "name": "d"}], CLASS[::-1], [CLASS[0]] * 3,
-        [{"id": k + 1, "name": "a"} for k in range(3)], [{"id": k} for k in range(3)],
-        [{"id": str, "name": "a"} for str in "xyz"], [{"id": k, "name": 5} for k in range(3)],
+        [{"id": k + 1, "name": "a"} for k in range(3)], [{"id": k, "nom": "a"} for k in range(3)],
+        [{"id": c, "name": "a"} for c in "xyz"], [{"id": k, "name": 5} for k in range(3)],
         [{"id": k, "name": NULL} for k in range(3)],
         [{"id": k, "name": "a", "color": [0, 0]} for k in range(3)],
         [{"id": k, "name": "a", "color": [0, 0, 256]} for k in range(3)],
