@@ -9,7 +9,26 @@ import json
 import os
 from typing import Any
 
-__all__ = ["exists", "is_file", "is_folder", "parse_json"]
+__all__ = ["ELSEWHERE", "exists", "forget_drivers", "is_file", "is_folder", "parse_json"]
+
+
+ELSEWHERE = (
+    "VRT", "WMS", "WCS", "WMTS", "GTI", "STACIT", "STACTA", "MRF", "HTTP", "DERIVED", "EEDA",
+    "EEDAI", "PLMOSAIC", "DAAS", "ESRIC", "OGCAPI", "GDALG", "TIL", "RPFTOC", "ECRGTOC", "DIMAP",
+    "KMLSUPEROVERLAY", "NGW", "ENVISAT", "ISCE", "ERS", "PDS", "PDS4", "ISIS2", "ISIS3", "SAFE",
+    "VICAR", "PCIDSK", "SENTINEL2", "netCDF", "HDF5", "HDF5Image", "Zarr",
+)  # fmt: skip
+"""GDAL's formats whose pixels may lie in other files or the network, or that read much besides."""
+
+
+def forget_drivers() -> None:
+    """Let GDAL, which must not be imported yet, do without formats that point elsewhere.
+
+    A raster is opened by the formats in `tilenet.sources` only. But what its sidecars or its own
+    metadata name as its overviews or mask, GDAL opens by whatever it has. For the command and its
+    workers, which own their process.
+    """
+    os.environ.setdefault("GDAL_SKIP", ",".join(ELSEWHERE))
 
 
 def exists(path: str | os.PathLike[str]) -> bool:

@@ -297,9 +297,7 @@ def run(folder: Path, *, long: bool) -> Outcome:
         codes[ended.code] += 1
         slowest, most = max(slowest, ended.seconds), max(most, ended.grown)
         if wrong:
-            failures.append(
-                f"{number} ({name}): {', '.join(wrong)}: {ended.err.strip()[-300:]}"
-            )
+            failures.append(f"{number} ({name}): {', '.join(wrong)}: {ended.err.strip()[-300:]}")
     failures += bench.close()
     figures = {"codes": dict(sorted(codes.items())), "slowest": round(slowest, 2),
                "most_mb": most // 10**6}  # fmt: skip

@@ -52,6 +52,9 @@ class Forker:
     @classmethod
     def ready(cls) -> Forker:
         """Import what commands import, and measure an idle child."""
+        from tilenet.strangers import forget_drivers
+
+        forget_drivers()  # as the command does
         import rasterio.io
         import torch
         import zarr

@@ -235,7 +235,11 @@ def locked(folder: Path) -> Iterator[None]:
     OutputError
         Another run owns it.
     """
-    fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    links = [path for path in (folder, *folder.iterdir()) if path.is_symlink()]
+    if links:
+        raise OutputError("work in progress is a link", links[0], "remove it")
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    fd = os.open(folder / "lock", flags, 0o644)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -31,6 +31,13 @@ from tilenet.sinks.spec import ArrayLayout, MaskSpec
 __all__ = ["MaskStore", "StoredChunk", "documents", "open_store"]
 
 
+_UNREADABLE = (
+    RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, zlib.error,
+    FileNotFoundError, RecursionError,
+)  # fmt: skip
+"""What zarr and its codecs raise where metadata or a chunk is damaged."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredChunk:
     """What `MaskStore.write` did with one chunk.
@@ -142,14 +149,14 @@ class MaskStore:
         VerifyError
             If a chunk is damaged.
         """
-        with self._lock:
-            if array not in self._arrays:
-                self._arrays[array] = zarr.open_array(
-                    self.root / array, mode="r", zarr_format=self.spec.zarr_format
-                )
         try:
+            with self._lock:
+                if array not in self._arrays:
+                    self._arrays[array] = zarr.open_array(
+                        self.root / array, mode="r", zarr_format=self.spec.zarr_format
+                    )
             return np.asarray(self._arrays[array][(..., *window.slices())])
-        except (RuntimeError, ValueError, zlib.error) as err:
+        except _UNREADABLE as err:
             raise VerifyError(
                 f"a chunk cannot be decoded ({err})", self.root / array, "run `tilenet verify`"
             ) from err
@@ -254,7 +261,7 @@ def documents(root: Path) -> dict[str, bytes]:
     assert isinstance(folder, zarr.Group), "our documents lie in a group"
     try:
         return {name: np.asarray(array[...]).tobytes() for name, array in sorted(folder.arrays())}
-    except (RuntimeError, ValueError, zlib.error) as err:
+    except _UNREADABLE as err:
         raise VerifyError(
             f"a document cannot be decoded ({err})", root, "run `tilenet verify`"
         ) from err

@@ -28,8 +28,8 @@ __all__ = ["CACHE_BYTES", "DRIVERS", "Raster", "RasterInfo", "open_raster"]
 
 DRIVERS = (
     "GTiff", "PNG", "JPEG", "JP2OpenJPEG", "BMP", "GIF", "WEBP", "JPEGXL", "HFA", "ENVI", "NITF",
-    "EHdr", "ERS", "PNM", "SGI", "RMF", "SRTMHGT", "USGSDEM", "AAIGrid", "XYZ", "PCIDSK", "RST",
-    "Leveller", "PDS", "PDS4", "ISIS3", "SAFE", "BIGGIF",
+    "EHdr", "PNM", "SGI", "RMF", "SRTMHGT", "USGSDEM", "AAIGrid", "XYZ", "RST", "Leveller",
+    "BIGGIF",
 )  # fmt: skip
 """Formats that hold pixels of their own. Formats that point elsewhere (VRT, WMS, STAC…) are not
 opened: a file from a stranger must not make us read other files or the network."""
@@ -123,6 +123,8 @@ def _environment() -> Any:
         # a cut-off JPEG is grey, both without an error.
         GDAL_PNG_WHOLE_IMAGE_OPTIM=False,
         GDAL_ERROR_ON_LIBJPEG_WARNING=True,
+        # No name is this one: whatever a file says, GDAL fetches nothing.
+        CPL_VSIL_CURL_ALLOWED_FILENAME="none",
         # Reading raw formats (PNM, ENVI …) at one go, zeros take the place of what is cut off.
         GDAL_ONE_BIG_READ=False,
         # Ask for each sidecar by name rather than list a folder of thousands at every opening.
@@ -227,6 +229,8 @@ def _native_block(path: str, dataset: Any, band: int, level: int) -> tuple[int, 
 def _describe(
     path: str, dataset: Any, bands: tuple[int, ...] | None, level: int, *, checked: bool
 ) -> RasterInfo:
+    if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):
+        raise InputError("its overviews lie in another file", path, "rewrite it without them")
     if dataset.count > _MAX_BANDS:
         raise InputError(f"{dataset.count} bands, at most {_MAX_BANDS} are read", path)
     if bands is None:
