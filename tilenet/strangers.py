@@ -13,7 +13,7 @@ __all__ = ["ELSEWHERE", "exists", "forget_drivers", "is_file", "is_folder", "par
 
 
 ELSEWHERE = (
-    "VRT", "WMS", "WCS", "WMTS", "GTI", "STACIT", "STACTA", "MRF", "HTTP", "DERIVED", "EEDA",
+    "WMS", "WCS", "WMTS", "GTI", "STACIT", "STACTA", "MRF", "HTTP", "DERIVED", "EEDA",
     "EEDAI", "PLMOSAIC", "DAAS", "ESRIC", "OGCAPI", "GDALG", "TIL", "RPFTOC", "ECRGTOC", "DIMAP",
     "KMLSUPEROVERLAY", "NGW", "ENVISAT", "ISCE", "ERS", "PDS", "PDS4", "ISIS2", "ISIS3", "SAFE",
     "VICAR", "PCIDSK", "SENTINEL2", "netCDF", "HDF5", "HDF5Image", "Zarr",
@@ -26,7 +26,7 @@ def forget_drivers() -> None:
 
     A raster is opened by the formats in `tilenet.sources` only. But what its sidecars or its own
     metadata name as its overviews or mask, GDAL opens by whatever it has. For the command and its
-    workers, which own their process.
+    workers, which own their process. VRT must stay: GDAL makes COGs by it.
     """
     os.environ.setdefault("GDAL_SKIP", ",".join(ELSEWHERE))
 

@@ -268,9 +268,9 @@ PLACES = [
 SIDECARS: dict[str, tuple[str, str, tuple[int, ...]]] = {
     "PAM is no XML": ("in.tif.aux.xml", "<PAMDataset><", (0, 3)),
     "PAM of a far CRS": ("in.tif.aux.xml", "<PAMDataset><SRS>EPSG:999</SRS></PAMDataset>", (3,)),
-    "overview of text": ("in.tif.ovr", "no raster", (0,)),
+    "overview of text": ("in.tif.ovr", "no raster", (3,)),
     "overview that is a VRT": ("in.tif.ovr", VRT.format("/etc/passwd"), (3,)),
-    "mask of text": ("in.tif.msk", "no raster", (0,)),
+    "mask of text": ("in.tif.msk", "no raster", (3,)),
     "world file of text": ("in.tfw", "ten\nzero\n", (0,)),
     "world file of NaN": ("in.tfw", "nan\nnan\nnan\nnan\nnan\nnan\n", (0, 3)),
 }

@@ -252,14 +252,15 @@ def documents(root: Path) -> dict[str, bytes]:
         If there is no store of tilenet's.
     """
     store = open_store(root)
-    group = zarr.open_group(
-        root, mode="r", zarr_format=store.spec.zarr_format, use_consolidated=False
-    )
-    if "tilenet" not in group:
-        return {}
-    folder = group["tilenet"]
-    assert isinstance(folder, zarr.Group), "our documents lie in a group"
     try:
+        group = zarr.open_group(
+            root, mode="r", zarr_format=store.spec.zarr_format, use_consolidated=False
+        )
+        if "tilenet" not in group:
+            return {}
+        folder = group["tilenet"]
+        if not isinstance(folder, zarr.Group):
+            raise TypeError("our documents lie in a group")
         return {name: np.asarray(array[...]).tobytes() for name, array in sorted(folder.arrays())}
     except _UNREADABLE as err:
         raise VerifyError(

@@ -188,6 +188,19 @@ def _georeference(path: str, dataset: Any) -> Georeference:
     )
 
 
+def _check_beside(path: str, dataset: Any) -> None:
+    """Raise where GDAL would look for overviews or a mask in a file that is none of DRIVERS'.
+
+    It opens them by whatever format they have, VRT among them.
+    """
+    if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):
+        raise InputError("its overviews lie in another file", path, "rewrite it without them")
+    for ending in (".ovr", ".msk", ".OVR", ".MSK"):
+        if exists(path + ending):
+            with _open(path + ending, 0) as beside:
+                _check_beside(path + ending, beside)
+
+
 def _check(path: str, dataset: Any, bands: tuple[int, ...]) -> None:
     # Each of these properties asks GDAL about every band.
     dtypes, colours, shapes = dataset.dtypes, dataset.colorinterp, dataset.block_shapes
@@ -229,8 +242,7 @@ def _native_block(path: str, dataset: Any, band: int, level: int) -> tuple[int, 
 def _describe(
     path: str, dataset: Any, bands: tuple[int, ...] | None, level: int, *, checked: bool
 ) -> RasterInfo:
-    if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):
-        raise InputError("its overviews lie in another file", path, "rewrite it without them")
+    _check_beside(path, dataset)
     if dataset.count > _MAX_BANDS:
         raise InputError(f"{dataset.count} bands, at most {_MAX_BANDS} are read", path)
     if bands is None:
