@@ -1,7 +1,7 @@
 """Bad and odd inputs: the right exit code, one line, no traceback, no hang, no signal, no bomb.
 
-`python tests/fault/fault_inputs.py WORD ...` runs the cases whose names hold a word and prints how
-each ended.
+`python tests/fault/fault_inputs.py WORD ...` runs the cases of that name, or whose names hold the
+word, and prints how each ended.
 """
 
 from __future__ import annotations
@@ -148,7 +148,12 @@ def run(folder: Path, *, long: bool) -> Outcome:
 
 def main(words: list[str]) -> int:
     """Run the cases whose names hold one of the words; print how each ended."""
-    chosen = [case for case in CASES if not words or any(word in case.name for word in words)]
+    names = {case.name for case in CASES}
+
+    def meant(name: str) -> bool:
+        return not words or any(w == name if w in names else w in name for w in words)
+
+    chosen = [case for case in CASES if meant(case.name)]
     failed = 0
     with tempfile.TemporaryDirectory(prefix="tilenet-") as folder:
         bench = Bench(Path(folder))

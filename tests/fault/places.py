@@ -50,7 +50,6 @@ def _of_dataset(path: Path) -> dict[str, Any]:
 
 def _of_store(path: Path) -> dict[str, Any]:
     import zarr
-    from rasterio.crs import CRS
 
     group = zarr.open_group(path, mode="r")
     array = group["mask"]
