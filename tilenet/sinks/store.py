@@ -25,6 +25,7 @@ from tilenet import durable
 from tilenet.errors import InputError, OutputError, VerifyError
 from tilenet.geometry import Window
 from tilenet.sinks.metadata import SCHEMA
+from tilenet.sinks.seal import SEAL
 from tilenet.sinks.skeleton import complete, encode, skeleton
 from tilenet.sinks.spec import ArrayLayout, MaskSpec
 
@@ -261,7 +262,11 @@ def documents(root: Path) -> dict[str, bytes]:
         folder = group["tilenet"]
         if not isinstance(folder, zarr.Group):
             raise TypeError("our documents lie in a group")
-        return {name: np.asarray(array[...]).tobytes() for name, array in sorted(folder.arrays())}
+        return {
+            name: np.asarray(array[...]).tobytes()
+            for name, array in sorted(folder.arrays())
+            if name != SEAL
+        }
     except _UNREADABLE as err:
         raise VerifyError(
             f"a document cannot be decoded ({err})", root, "run `tilenet verify`"
