@@ -5,6 +5,9 @@ import sys
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    from tilenet.strangers import forget_drivers
+
+    forget_drivers()
     from tilenet.cli import run
 
     sys.exit(run(sys.argv[1:]))

@@ -22,6 +22,7 @@ from tilenet.console import split_numbers as _numbers
 from tilenet.errors import InterruptError, TilenetError
 from tilenet.memory import return_large_arrays
 from tilenet.stops import stopping_on_signals
+from tilenet.strangers import is_folder
 from tilenet.watchdog import watch_reads
 
 __all__ = ["app", "run"]
@@ -64,13 +65,16 @@ def _main(
 
 @app.command()
 def predict(  # noqa: PLR0913 - one parameter is one option
-    inputs: Annotated[list[Path], typer.Argument(help="Rasters, or folders of them.")],
+    inputs: Annotated[
+        list[Path], typer.Argument(help="Rasters, or folders of them.", readable=False)
+    ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="x.zarr, x.tif (COG), x.png; a folder for several.")
     ],
     model: Model = None,
     model_config: Annotated[
-        Path | None, typer.Option(help="A tilenet.json that beats the model's own.")
+        Path | None,
+        typer.Option(help="A tilenet.json that beats the model's own.", readable=False),
     ] = None,
     tile: Annotated[str | None, typer.Option(help="Tile side in pixels, or auto.")] = None,
     overlap: Annotated[
@@ -143,7 +147,7 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         "value_range": _numbers(value_range, float, "--value-range"), "activation": activation,
     }  # fmt: skip
     options = load_config(config, {key: value for key, value in flags.items() if value is not None})
-    several = len(inputs) > 1 or inputs[0].is_dir()
+    several = len(inputs) > 1 or is_folder(inputs[0])
     if dry_run:
         estimates = list(api.estimate(inputs, out, options))
         document = {"estimate": estimates if several else estimates[0]}
@@ -173,7 +177,7 @@ app.command()(cli_mask.export)
 
 @app.command()
 def info(
-    path: Annotated[Path, typer.Argument(help="A raster, a mask, or a model.")],
+    path: Annotated[Path, typer.Argument(help="A raster, a mask, or a model.", readable=False)],
     as_json: Json = False,
 ) -> None:
     """Say what a raster, a mask or a model is."""

@@ -147,12 +147,12 @@ def load_config(path: Path | None, flags: dict[str, Any]) -> PredictConfig:
     if path is not None:
         try:
             keys = tomllib.loads(path.read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UsageError(f"the config does not read: {error}", path, "correct it") from error
     keys = {key.replace("-", "_"): value for key, value in keys.items()}
     if "model_config" in keys:  # a name that pydantic keeps for itself
         keys["model_config_file"] = keys.pop("model_config")
-    if "no_skip" in keys:
+    if isinstance(keys.get("no_skip"), bool):  # else it is no key that is known
         keys["skip_nodata"] = not keys.pop("no_skip")
     keys |= flags
     try:

@@ -20,6 +20,7 @@ from tilenet.models.session import choose, cores, cpu_flags, network_shape, open
 from tilenet.models.store import BUNDLED, ModelFiles, bundled_models, cache_folder, find_model
 from tilenet.sinks import documents, open_store, warnings_for
 from tilenet.sources import open_raster
+from tilenet.strangers import exists, parse_json
 
 __all__ = ["describe", "examine", "list_models"]
 
@@ -28,7 +29,7 @@ def _describe_mask(path: Path) -> dict[str, Any]:
     store = open_store(path)
     spec = store.spec
     kept = documents(path)
-    plan = json.loads(kept["plan"]) if "plan" in kept else {}
+    plan = parse_json(kept["plan"]) if "plan" in kept else {}
     readers = ["xarray", "zarr", "ome-zarr", "napari"]
     readers += ["GDAL ≥ 3.10", "QuPath"] if spec.zarr_format == 2 else ["GDAL ≥ 3.12"]
     return {
@@ -137,9 +138,9 @@ def describe(path: Path) -> dict[str, Any]:
     InputError
         None of these.
     """
-    if not path.exists() and str(path) in bundled_models():
+    if not exists(path) and str(path) in bundled_models():
         return _describe_model(find_model(str(path), None, {}))
-    if not path.exists():
+    if not exists(path):
         raise InputError("no such file or folder", path, "check the path")
     if path.suffix.lower() == ".onnx" or (path / "config.json").is_file():
         return _describe_model(find_model(str(path), None, {}))

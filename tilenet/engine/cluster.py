@@ -145,11 +145,11 @@ def next_done(done: queue.SimpleQueue[Any], executor: Executor) -> Any:
 def _parse(scheduler: str) -> tuple[str, int]:
     kind, _, count = scheduler.partition(":")
     if kind in ("local", "processes"):
-        number = int(count) if count.isdigit() else 0 if count else 1
-        if number < 1 or (kind == "local" and count):
+        number = int(count) if count.isdigit() else 0 if ":" in scheduler else 1
+        if number < 1 or (kind == "local" and ":" in scheduler):
             raise UsageError(f"no scheduler {scheduler}", "--scheduler", "write processes:N")
         return kind, number
-    if kind in ("tcp", "tls"):
+    if kind in ("tcp", "tls") and len(count) > 2 and count.startswith("//"):
         return "address", 0
     raise UsageError(
         f"no scheduler {scheduler}", "--scheduler", "choose local, processes:N, tcp://… or tls://…"

@@ -33,6 +33,7 @@ from tilenet.sinks import (
     write_png,
     write_probabilities,
 )
+from tilenet.strangers import parse_json
 
 __all__ = [
     "PLAN",
@@ -166,7 +167,7 @@ def with_check(document: Mapping[str, Any]) -> dict[str, Any]:
 def read_sidecar(out: Path) -> dict[str, Any] | None:
     """Return what lies beside a one-file mask, None if that is nothing of ours."""
     try:
-        found = json.loads(sidecar(out).read_bytes())
+        found = parse_json(sidecar(out).read_bytes())
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and "plan_hash" in found else None
@@ -190,8 +191,8 @@ def _document(out: Path) -> dict[str, Any]:
     """Return the plan document of an existing output of ours."""
     try:
         if out.is_dir():
-            return dict(json.loads(documents(out)["plan"]))
-        found = dict(json.loads(sidecar(out).read_bytes()))
+            return dict(parse_json(documents(out)["plan"]))
+        found = dict(parse_json(sidecar(out).read_bytes()))
         same = found["size"] == out.stat().st_size
     except (InputError, OSError, ValueError, KeyError, TypeError) as error:
         raise OutputError(
@@ -317,7 +318,11 @@ def locked(folder: Path) -> Iterator[Owner]:
     OutputError
         Another run owns it.
     """
-    fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    links = [path for path in (folder, *folder.iterdir()) if path.is_symlink()]
+    if links:
+        raise OutputError("work in progress is a link", links[0], "remove it")
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    fd = os.open(folder / LOCK, flags, 0o644)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

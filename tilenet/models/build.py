@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 import safetensors.torch
@@ -62,6 +63,9 @@ def create_network(config: dict[str, Any], where: str) -> torch.nn.Module:
         kind = smp.MODEL_ARCHITECTURES_MAPPING.get(name)
         # A config that says "imagenet" would otherwise fetch weights that are replaced at once.
         arguments["encoder_weights"] = None
+    encoder = str(config.get("encoder_name", ""))
+    if not re.fullmatch(r"[\w.+-]*", encoder):  # timm would look into a folder or a hub
+        raise ModelError(f"no encoder {encoder}", where, "name one of SMP's or timm's")
     if kind is None:
         raise ModelError(f"SMP has no {config['_model_class']}", where, "check config.json")
     known = inspect.signature(kind).parameters

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -20,6 +19,7 @@ from pydantic import (
 from tilenet.blend import LIMIT_BITS, Activation
 from tilenet.classes import ClassInfo, default_classes
 from tilenet.errors import ModelError
+from tilenet.strangers import parse_json
 
 __all__ = ["SCHEMA", "ModelCard", "parse_card"]
 
@@ -86,9 +86,9 @@ class ModelCard(BaseModel):
     std: tuple[FiniteFloat, ...]
     activation: Activation
     threshold: FiniteFloat = 0.5
-    tile: Annotated[int, Field(ge=1)] | None = None
-    overlap: Annotated[int, Field(ge=0)] | None = None
-    divisor: Annotated[int, Field(ge=1)] | None = None
+    tile: Annotated[int, Field(ge=1, le=16384)] | None = None
+    overlap: Annotated[int, Field(ge=0, le=16384)] | None = None
+    divisor: Annotated[int, Field(ge=1, le=4096)] | None = None
     context: Literal["local", "global"] | None = None
     margin: tuple[Margin, Margin] = (0, 0)
     mpp: FiniteFloat | None = None
@@ -185,7 +185,7 @@ def parse_card(text: bytes, where: str, overrides: dict[str, Any]) -> ModelCard:
         Not our json, or something needed is missing or impossible.
     """
     try:
-        document = json.loads(text)
+        document = parse_json(text)
     except ValueError as error:
         raise ModelError(f"not valid JSON: {error}", where, "write a tilenet.json") from error
     if not isinstance(document, dict) or (document and document.get("schema") != SCHEMA):

@@ -44,12 +44,14 @@ _SMALL_TILE, _MOST_STREAMS = 1 << 18, 4  # pixels; each stream holds its own act
 
 def _read_onnx(path: Path) -> ov.Model:
     try:
-        model = ov.Core().read_model(path)
-    except RuntimeError as error:
+        # Core.read_model would try every format it knows, which log what they dislike.
+        onnx = FrontEndManager().load_by_framework("onnx")
+        model = onnx.convert(onnx.load(str(path)))
+    except Exception as error:  # OpenVINO's failures have no other class in common
         raise ModelError(f"OpenVINO cannot read it: {error}", path, "export it again") from error
-    if len(model.inputs) != 1 or len(model.inputs[0].partial_shape) != 4:
+    if len(model.inputs) != 1 or model.inputs[0].partial_shape.rank != ov.Dimension(4):
         raise ModelError("not one input of (N, C, H, W)", path, "export one image input")
-    if len(model.outputs[0].partial_shape) != 4:
+    if not model.outputs or model.outputs[0].partial_shape.rank != ov.Dimension(4):
         raise ModelError("the first output is not (N, K, H, W)", path, "export the class scores")
     return model
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from tilenet.errors import ModelError
 from tilenet.models.card import ModelCard, parse_card
+from tilenet.strangers import is_file, is_folder, parse_json
 
 __all__ = ["BUNDLED", "ModelFiles", "bundled_models", "cache_folder", "find_model", "identified"]
 
@@ -21,6 +22,7 @@ DEFAULT_CONVERSION = (
 )
 _PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".tar"}
 _MAX_JSON_BYTES = 4 << 20
+_MAX_CHANNELS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +73,8 @@ def _read_json(path: Path) -> bytes:
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise ModelError("the json is too large", path, "give a tilenet.json")
         return path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"cannot be read: {error.strerror}", path, "check the path") from error
+    except (OSError, ValueError) as error:  # a NUL in the name
+        raise ModelError(f"cannot be read: {error}", path, "check the path") from error
 
 
 def _hash(*parts: Path | bytes) -> str:
@@ -98,6 +100,21 @@ def identified(files: ModelFiles) -> ModelFiles:
     return replace(files, weights=weights, sha256=_hash(weights, config, card))
 
 
+def _check_numbers(config: dict[str, Any], folder: Path) -> None:
+    """Raise unless what is used of a config before its network is built is what it must be."""
+    for key, most in (("in_channels", _MAX_CHANNELS), ("classes", 255), ("encoder_depth", 7)):
+        if key in config and (type(config[key]) is not int or not 1 <= config[key] <= most):
+            raise ModelError(
+                f"config.json: {key} is {config[key]!r}", folder, f"1 to {most} is possible"
+            )
+    for key in (key for key in config if key.endswith("channels")):
+        widths = config[key] if isinstance(config[key], list) else [config[key]]
+        if any(isinstance(width, int) and width > _MAX_CHANNELS for width in widths):
+            raise ModelError(
+                f"config.json: {key} is {config[key]!r}", folder, f"at most {_MAX_CHANNELS}"
+            )
+
+
 def _from_folder(folder: Path, card_path: Path | None, overrides: dict[str, Any]) -> ModelFiles:
     weights = folder / "model.safetensors"
     if not weights.is_file():
@@ -108,13 +125,14 @@ def _from_folder(folder: Path, card_path: Path | None, overrides: dict[str, Any]
             )
         raise ModelError("no model.safetensors", folder, "save it with model.save_pretrained()")
     try:
-        config = json.loads(_read_json(folder / "config.json"))
+        config = parse_json(_read_json(folder / "config.json"))
     except ValueError as error:
         raise ModelError(f"config.json is not JSON: {error}", folder, "save it again") from error
     if not isinstance(config, dict) or "_model_class" not in config:
         raise ModelError(
             "config.json is not SMP's", folder, "save the model with model.save_pretrained()"
         )
+    _check_numbers(config, folder)
     path = card_path or folder / "tilenet.json"
     text = _read_json(path) if card_path or path.is_file() else b"{}"
     if "bands" not in overrides and "in_channels" in config and text == b"{}":
@@ -178,13 +196,13 @@ def find_model(name: str, card: Path | None, overrides: dict[str, Any]) -> Model
     path = Path(name)
     if name.startswith("hf://"):
         return _from_folder(_from_hub(name), card, overrides)
-    if path.is_dir():
+    if is_folder(path):
         return _from_folder(path, card, overrides)
-    if path.is_file() and path.suffix.lower() == ".onnx":
+    if is_file(path) and path.suffix.lower() == ".onnx":
         return _from_onnx(path, card, overrides)
-    if path.is_file() and path.suffix.lower() in _PICKLES:
+    if is_file(path) and path.suffix.lower() in _PICKLES:
         raise ModelError("a pickle, which can run code, is not loaded", path, DEFAULT_CONVERSION)
-    if path.is_file():
+    if is_file(path):
         raise ModelError("not a model", path, "give a model folder or an .onnx file")
     if name in bundled_models():
         return _from_folder(BUNDLED / name, card, overrides)

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from tilenet.blend import AXIS_ONE, ONE, Decision, Sums
+from tilenet.errors import ModelError
 from tilenet.memory import keep_large_arrays
 from tilenet.models.build import build_network
 from tilenet.models.session import Setup, Tile, Weights, check_answer
@@ -184,7 +185,12 @@ class TorchSession:
             inputs = ((raw - self._offset) / self._scale).to(
                 self._dtype, memory_format=torch.channels_last
             )
-            logits = self._network(inputs).to(torch.float32)  # (N, K, h, w)
+            try:
+                logits = self._network(inputs).to(torch.float32)  # (N, K, h, w)
+            except (NotImplementedError, TypeError, ValueError) as error:
+                raise ModelError(
+                    f"it cannot run: {error}", self._where, "check config.json"
+                ) from error
             check_answer(tuple(logits.shape[-2:]), shape, self._lost, self._where)
             logits = logits[..., : shape[0], : shape[1]]
             if self._activation == "softmax":

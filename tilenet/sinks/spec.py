@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 from tilenet.classes import NODATA, ClassInfo
 from tilenet.geometry import Georeference
@@ -114,24 +117,15 @@ class MaskSpec:
 
         Raises
         ------
-        KeyError, TypeError, ValueError
+        TypeError, ValueError
             If a value is missing or of another kind.
         """
-        place = values["georeference"]
-        georeference = Georeference(
-            crs_wkt=place["crs_wkt"],
-            transform=_optional_tuple(place["transform"]),
-            gcps=tuple(tuple(point) for point in place["gcps"]),
-            gcp_crs_wkt=place["gcp_crs_wkt"],
-            rpcs=tuple((key, value) for key, value in place["rpcs"]),
-            mpp=_optional_tuple(place["mpp"]),
-        )
-        classes = tuple(ClassInfo(c["id"], c["name"], tuple(c["color"])) for c in values["classes"])
-        plain = {key: values[key] for key in ("height", "width", "chunk", "zarr_format", "title")}
-        return cls(
-            classes=classes, georeference=georeference, channels=tuple(values["channels"]), **plain
-        )
+        spec = _adapter().validate_python(dict(values))
+        if min(spec.height, spec.width, spec.chunk) < 1:
+            raise ValueError("height, width and chunk are at least 1")
+        return spec
 
 
-def _optional_tuple(values: list[float] | None) -> Any:
-    return None if values is None else tuple(values)
+@lru_cache(maxsize=1)
+def _adapter() -> TypeAdapter[MaskSpec]:
+    return TypeAdapter(MaskSpec)

@@ -32,6 +32,13 @@ from tilenet.sinks.spec import ArrayLayout, MaskSpec
 __all__ = ["MaskStore", "StoredChunk", "documents", "open_store"]
 
 
+_UNREADABLE = (
+    RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, zlib.error,
+    FileNotFoundError, RecursionError,
+)  # fmt: skip
+"""What zarr and its codecs raise where metadata or a chunk is damaged."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredChunk:
     """What `MaskStore.write` did with one chunk.
@@ -143,14 +150,14 @@ class MaskStore:
         VerifyError
             If a chunk is damaged.
         """
-        with self._lock:
-            if array not in self._arrays:
-                self._arrays[array] = zarr.open_array(
-                    self.root / array, mode="r", zarr_format=self.spec.zarr_format
-                )
         try:
+            with self._lock:
+                if array not in self._arrays:
+                    self._arrays[array] = zarr.open_array(
+                        self.root / array, mode="r", zarr_format=self.spec.zarr_format
+                    )
             return np.asarray(self._arrays[array][(..., *window.slices())])
-        except (RuntimeError, ValueError, zlib.error) as err:
+        except _UNREADABLE as err:
             raise VerifyError(
                 f"a chunk cannot be decoded ({err})", self.root / array, "run `tilenet verify`"
             ) from err
@@ -233,7 +240,7 @@ def open_store(root: Path) -> MaskStore:
         if ours["schema"] != SCHEMA:
             raise InputError(f"mask of schema {ours['schema']}", root, "update tilenet")
         return MaskStore(root, MaskSpec.from_dict(ours["spec"]))
-    except (OSError, KeyError, TypeError, ValueError) as err:
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as err:
         raise InputError("not a mask made by tilenet", root, "give the folder of a mask") from err
 
 
@@ -246,18 +253,24 @@ def documents(root: Path) -> dict[str, bytes]:
         If there is no store of tilenet's.
     """
     store = open_store(root)
-    group = zarr.open_group(
-        root, mode="r", zarr_format=store.spec.zarr_format, use_consolidated=False
-    )
-    if "tilenet" not in group:
-        return {}
-    folder = group["tilenet"]
-    assert isinstance(folder, zarr.Group), "our documents lie in a group"
-    return {
-        name: np.asarray(array[...]).tobytes()
-        for name, array in sorted(folder.arrays())
-        if name != SEAL
-    }
+    try:
+        group = zarr.open_group(
+            root, mode="r", zarr_format=store.spec.zarr_format, use_consolidated=False
+        )
+        if "tilenet" not in group:
+            return {}
+        folder = group["tilenet"]
+        if not isinstance(folder, zarr.Group):
+            raise TypeError("our documents lie in a group")
+        return {
+            name: np.asarray(array[...]).tobytes()
+            for name, array in sorted(folder.arrays())
+            if name != SEAL
+        }
+    except _UNREADABLE as err:
+        raise VerifyError(
+            f"a document cannot be decoded ({err})", root, "run `tilenet verify`"
+        ) from err
 
 
 def _check_extent(layout: ArrayLayout, shape: tuple[int, ...], row: int, col: int) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tilenet.errors import InputError
+from tilenet.strangers import exists, is_folder
 
 __all__ = ["SUFFIXES", "Input", "find_inputs"]
 
@@ -74,9 +75,9 @@ def find_inputs(paths: list[Path], out: Path) -> list[Input]:
     """
     inputs: list[Input] = []
     for path in paths:
-        if path.is_dir():
+        if is_folder(path):
             inputs += _in_folder(path, out)
-        elif path.exists() or len(paths) > 1:
+        elif exists(path) or len(paths) > 1:
             inputs.append(Input(path, Path(path.stem)))
         else:
             raise InputError("no such file or folder", path, "check the path")

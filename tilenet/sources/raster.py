@@ -16,7 +16,7 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio._path import _UnparsedPath
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, Interleaving
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader
 
@@ -25,13 +25,14 @@ from tilenet.geometry import Georeference, Window, reflect
 from tilenet.quiet import ignoring
 from tilenet.sources.salvage import Pixels, is_out_of_memory, salvage
 from tilenet.sources.validity import invalid_values, validity_of
+from tilenet.strangers import exists, is_file
 
 __all__ = ["CACHE_BYTES", "DRIVERS", "Raster", "RasterInfo", "open_raster"]
 
 DRIVERS = (
     "GTiff", "PNG", "JPEG", "JP2OpenJPEG", "BMP", "GIF", "WEBP", "JPEGXL", "HFA", "ENVI", "NITF",
-    "EHdr", "ERS", "PNM", "SGI", "RMF", "SRTMHGT", "USGSDEM", "AAIGrid", "XYZ", "PCIDSK", "RST",
-    "Leveller", "PDS", "PDS4", "ISIS3", "SAFE", "BIGGIF",
+    "EHdr", "PNM", "SGI", "RMF", "SRTMHGT", "USGSDEM", "AAIGrid", "XYZ", "RST", "Leveller",
+    "BIGGIF",
 )  # fmt: skip
 """Formats that hold pixels of their own. Formats that point elsewhere (VRT, WMS, STAC…) are not
 opened: a file from a stranger must not make us read other files or the network."""
@@ -42,7 +43,7 @@ _INDEPENDENT = {"GTiff", "JP2OpenJPEG", "HFA", "NITF", "PCIDSK", "ENVI", "EHdr",
 """Formats whose native blocks are decoded apart: one that is damaged leaves the others whole."""
 
 _MAX_BANDS = 4096
-_MAX_NATIVE_BLOCK_BYTES = 1 << 30
+_MAX_NATIVE_BLOCK_BYTES = 64 << 20
 _AS_READ = {"uint8", "uint16", "int16", "float32"}
 _CONVERTED = {
     "int8": "int16", "uint32": "float32", "int32": "float32", "float16": "float32",
@@ -128,6 +129,10 @@ def _environment() -> Any:
         # a cut-off JPEG is grey, both without an error.
         GDAL_PNG_WHOLE_IMAGE_OPTIM=False,
         GDAL_ERROR_ON_LIBJPEG_WARNING=True,
+        # No name is this one: whatever a file says, GDAL fetches nothing.
+        CPL_VSIL_CURL_ALLOWED_FILENAME="none",
+        # Reading raw formats (PNM, ENVI …) at one go, zeros take the place of what is cut off.
+        GDAL_ONE_BIG_READ=False,
         # Ask for each sidecar by name rather than list a folder of thousands at every opening.
         GDAL_DISABLE_READDIR_ON_OPEN="TRUE",
     )
@@ -163,13 +168,16 @@ def _levels(path: str, dataset: Any) -> tuple[tuple[int, int], ...]:
     return tuple(levels)
 
 
-def _georeference(dataset: Any) -> Georeference:
+def _georeference(path: str, dataset: Any) -> Georeference:
     def wkt(crs: Any) -> str | None:
         return str(crs.to_wkt(version="WKT2_2019")) if crs else None
 
     gcps, gcp_crs = dataset.gcps
     transform = tuple(float(v) for v in dataset.transform[:6])
-    placed = transform != (1.0, 0.0, 0.0, 0.0, 1.0, 0.0) and not gcps
+    # For PNM, which has none, GDAL hands out uninitialised memory.
+    placed = transform != (1.0, 0.0, 0.0, 0.0, 1.0, 0.0) and not gcps and dataset.driver != "PNM"
+    if placed and not np.isfinite(transform).all():
+        raise InputError("its place is not finite", path, "correct it: gdal_edit -unsetgt FILE")
     rpcs = dataset.tags(ns="RPC")
     mpp = None
     description = dataset.tags().get("TIFFTAG_IMAGEDESCRIPTION", "")
@@ -186,30 +194,46 @@ def _georeference(dataset: Any) -> Georeference:
     )
 
 
+def _check_beside(path: str, dataset: Any) -> None:
+    """Raise where GDAL would look for overviews or a mask in a file that is none of DRIVERS'.
+
+    It opens them by whatever format they have, VRT among them.
+    """
+    if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):
+        raise InputError("its overviews lie in another file", path, "rewrite it without them")
+    for ending in (".ovr", ".msk", ".OVR", ".MSK"):
+        if exists(path + ending):
+            with _open(path + ending, 0) as beside:
+                _check_beside(path + ending, beside)
+
+
 def _check(path: str, dataset: Any, bands: tuple[int, ...]) -> None:
-    if dataset.count > _MAX_BANDS:
-        raise InputError(f"{dataset.count} bands, at most {_MAX_BANDS} are read", path)
+    # Each of these properties asks GDAL about every band.
+    dtypes, colours, shapes = dataset.dtypes, dataset.colorinterp, dataset.block_shapes
+    together = dataset.count if dataset.interleaving is Interleaving.pixel else 1
     missing = [b for b in bands if not 1 <= b <= dataset.count]
     if missing:
         raise InputError(
             f"no band {missing[0]}", path, f"--bands counts from 1; the file has {dataset.count}"
         )
     for band in bands:
-        name = dataset.dtypes[band - 1]
+        name = dtypes[band - 1]
         if name not in _AS_READ and name not in _CONVERTED:
             raise InputError(
                 f"pixels are {name}", path, "convert them to 8- or 16-bit integers or float32"
             )
-        if dataset.colorinterp[band - 1] is ColorInterp.palette:
+        if colours[band - 1] is ColorInterp.palette:
             raise InputError(
                 "pixels are indices into a palette",
                 path,
                 "expand them first: gdal_translate -expand rgb IN OUT",
             )
-        height, width = dataset.block_shapes[band - 1]
-        if height * width * np.dtype(name).itemsize > _MAX_NATIVE_BLOCK_BYTES:
+        height, width = shapes[band - 1]
+        if height * width * np.dtype(name).itemsize * together > _MAX_NATIVE_BLOCK_BYTES:
             raise InputError(
-                f"one native block is {height}×{width} pixels", path, "rewrite the file in tiles"
+                f"one native block is {height}×{width} pixels, more than 64 MiB",
+                path,
+                "rewrite the file in tiles: gdal_translate -co TILED=YES IN OUT",
             )
 
 
@@ -224,11 +248,12 @@ def _native_block(path: str, dataset: Any, band: int, level: int) -> tuple[int, 
 def _describe(
     path: str, dataset: Any, bands: tuple[int, ...] | None, level: int, *, checked: bool
 ) -> RasterInfo:
+    _check_beside(path, dataset)
+    if dataset.count > _MAX_BANDS:
+        raise InputError(f"{dataset.count} bands, at most {_MAX_BANDS} are read", path)
     if bands is None:
-        bands = tuple(
-            b for b in range(1, dataset.count + 1)
-            if dataset.colorinterp[b - 1] is not ColorInterp.alpha
-        )  # fmt: skip
+        colours = enumerate(dataset.colorinterp, 1)
+        bands = tuple(b for b, colour in colours if colour is not ColorInterp.alpha)
     if not bands:
         raise InputError("no bands", path)
     if checked:
@@ -237,7 +262,8 @@ def _describe(
     if not 0 <= level < len(levels):
         raise InputError(f"no level {level}", path, f"the file has levels 0 to {len(levels) - 1}")
     height, width = levels[level]
-    stored = str(np.result_type(*(dataset.dtypes[b - 1] for b in bands)))
+    dtypes, nodata = dataset.dtypes, dataset.nodatavals
+    stored = str(np.result_type(*(dtypes[b - 1] for b in bands)))
     files = tuple(sorted(f for f in dataset.files if Path(f).is_file()))
     return RasterInfo(
         path=path,
@@ -251,9 +277,11 @@ def _describe(
         level=level,
         levels=levels,
         native_block=_native_block(path, dataset, bands[0], level),
-        nodata=tuple(dataset.nodatavals[b - 1] for b in bands),
+        nodata=tuple(nodata[b - 1] for b in bands),
         validity=validity_of(dataset, bands),
-        georeference=_georeference(dataset).scaled(levels[0][0] / height, levels[0][1] / width),
+        georeference=_georeference(path, dataset).scaled(
+            levels[0][0] / height, levels[0][1] / width
+        ),
         files=files,
         fingerprint=fingerprint(files),
     )
@@ -436,9 +464,9 @@ def open_raster(
     name = str(path)
     if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
         raise InputError("the name is not UTF-8", name, "rename the file")
-    if not Path(path).exists():
+    if not exists(name):
         raise InputError("no such file", name, "check the path")
-    if not Path(path).is_file():
+    if not is_file(name):
         raise InputError("not a regular file", name, "give a raster or a folder of rasters")
     try:
         with _environment(), ExitStack() as handles:

@@ -13,7 +13,8 @@ __all__ = ["invalid_values", "validity_of"]
 
 def validity_of(dataset: Any, bands: tuple[int, ...]) -> str:
     """Return where GDAL finds invalid pixels: "all" (nowhere), "nodata", "alpha" or "mask"."""
-    flags = [set(dataset.mask_flag_enums[b - 1]) for b in bands]
+    every = dataset.mask_flag_enums
+    flags = [set(every[b - 1]) for b in bands]
     if all(f == {MaskFlags.all_valid} for f in flags):
         return "all"
     if any(MaskFlags.nodata in f for f in flags):

@@ -254,7 +254,7 @@ def load_train_config(path: Path | None, flags: dict[str, Any]) -> TrainConfig:
     if path is not None:
         try:
             keys = tomllib.loads(path.read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UsageError(f"the config does not read: {error}", path, "correct it") from error
         keys = {key.replace("-", "_"): value for key, value in keys.items()}
         for key in ("data", "labels", "area", "palette"):

@@ -232,8 +232,11 @@ def _manifest(path: Path, config: TrainConfig) -> Found | None:
         path = tables[0]
     if path.suffix.lower() != ".csv":
         return None
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (ValueError, csv.Error) as error:
+        raise InputError(f"no table: {error}", path, "give a CSV in UTF-8") from error
     columns = {name.strip().lower(): name for name in (rows[0] if rows else {})}
     mask = next((columns[n] for n in ("mask", "label", "masks", "labels") if n in columns), None)
     if "image" not in columns or mask is None:
@@ -242,8 +245,8 @@ def _manifest(path: Path, config: TrainConfig) -> Found | None:
     for number, row in enumerate(rows, 2):
         image, label = row[columns["image"]] or "", row[mask] or ""
         where = f"{path} line {number}"
-        if not image or not label:
-            missing = "image" if not image else "mask"
+        if not Path(image).name or not Path(label).name:
+            missing = "mask" if Path(image).name else "image"
             found.problems.append(Problem(f"no {missing} in the table", where))
             continue
         part = (row[columns["split"]] or "").strip().lower() if "split" in columns else ""
