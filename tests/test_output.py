@@ -86,6 +86,36 @@ def test_a_crash_after_the_rename(source, model, tmp_path, monkeypatch, then):
     assert not run_folder(out).exists()
 
 
+@pytest.mark.parametrize("left", [[], ["lock"], ["lock", "strips"]])
+@pytest.mark.parametrize("name", ["x.zarr", "x.tif"])
+def test_a_crash_while_the_run_folder_is_removed(source, model, tmp_path, name, left):
+    out = tmp_path / name
+    run(source, out, model)
+    run_folder(out).mkdir()
+    for part in left:
+        (run_folder(out) / part).touch()
+    assert run(source, out, model).blocks_resumed == 12
+    assert not run_folder(out).exists()
+
+
+@pytest.mark.parametrize("name", ["x.tif", "x.png"])
+@pytest.mark.parametrize("blocks", [BLOCKS, ONE_BLOCK], ids=["blocks", "block"])
+def test_what_is_half_written_lies_in_the_run_folder(
+    source, model, tmp_path, monkeypatch, name, blocks
+):
+    seen = set()
+    replace = type(tmp_path).replace
+
+    def look(path, target):
+        seen.update(p.name for p in tmp_path.iterdir())
+        return replace(path, target)
+
+    monkeypatch.setattr(type(tmp_path), "replace", look)
+    run(source, tmp_path / name, model, **blocks)
+    assert run_folder(tmp_path / name).name in seen
+    assert not [one for one in seen if one.endswith(".tmp")]
+
+
 @pytest.mark.parametrize("name", ["x.tif", "x.png"])
 @pytest.mark.parametrize("probabilities", [False, True])
 @pytest.mark.parametrize("blocks", [BLOCKS, ONE_BLOCK], ids=["blocks", "block"])

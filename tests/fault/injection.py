@@ -41,7 +41,7 @@ class Point:
         return f"{what} at {self.call} {self.nth}{' and on' if self.lasting else ''}"
 
     def environment(self, out: Path) -> dict[str, str]:
-        """Return what a run that writes `out` is started with; what it does goes into `log(out)`."""
+        """Return what a run that writes `out` is started with; `log(out)` gets what it does."""
         return {
             "LD_PRELOAD": str(_library(out.parent.parent)), "INJECT_FOLDER": str(out.parent),
             "INJECT_CALL": self.call, "INJECT_NTH": str(self.nth), "INJECT_ERROR": str(self.error),

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ Read = Callable[[Window], NDArray[Any]]
 SIDECAR = ".tilenet.json"
 PLAN = "plan.json"
 """Name of the plan in a run folder."""
+_LOCK, _SCRATCH = "lock", "export"
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +219,12 @@ def check_in_progress(out: Path, plan: Plan, *, overwrite: bool) -> Plan | None:
 
 
 def sweep(out: Path, plan: Plan) -> None:
-    """Remove the run folder that a crash left beside this plan's finished output."""
+    """Remove the run folder that a crash left beside this plan's finished output.
+
+    One without a plan is what is left of it when the crash came while it was removed.
+    """
     known = plan_in_progress(out)
-    if known is not None and known.hash == plan.hash:
+    if run_folder(out).exists() and (known is None or known.hash == plan.hash):
         with locked(run_folder(out)):
             remove_run_folder(run_folder(out))
 
@@ -234,7 +238,7 @@ def locked(folder: Path) -> Iterator[None]:
     OutputError
         Another run owns it.
     """
-    fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -242,8 +246,8 @@ def locked(folder: Path) -> Iterator[None]:
             raise OutputError(
                 "another run is writing this output", folder, "wait for it, or choose another --out"
             ) from error
-        if not (folder / "lock").exists() or not os.path.samestat(
-            os.fstat(fd), (folder / "lock").stat()
+        if not (folder / _LOCK).exists() or not os.path.samestat(
+            os.fstat(fd), (folder / _LOCK).stat()
         ):
             raise OutputError(
                 "another run has just finished this output", folder, "look at it, or run again"
@@ -322,8 +326,13 @@ def export(
     """
     document = plan_document(plan, done)
 
+    scratch = run_folder(out) / _SCRATCH
+    if scratch.exists():
+        shutil.rmtree(scratch)
+    scratch.mkdir()
+
     def note(written: dict[str, Any]) -> None:
-        durable.write(sidecar(out), encode_document(document | written))
+        durable.write(sidecar(out), encode_document(document | written), scratch=scratch)
 
     with _making_room(out, overwrite=overwrite):
         try:
@@ -331,13 +340,13 @@ def export(
                 document["probabilities"] = {}
                 note({})
                 document["probabilities"] = write_probabilities(
-                    read_probabilities, plan.spec, _probabilities(out)
+                    read_probabilities, plan.spec, _probabilities(out), scratch
                 )
             if plan.format == "png":
                 whole = Window(0, 0, plan.raster.height, plan.raster.width)
-                write_png(read(whole), plan.spec, out, note)
+                write_png(read(whole), plan.spec, out, note, scratch)
             else:
-                write_geotiff(read, plan.spec, out, note)
+                write_geotiff(read, plan.spec, out, note, scratch)
         except BaseException:
             for path in _companions(out, probabilities=plan.probabilities):
                 path.unlink(missing_ok=True)
@@ -345,8 +354,18 @@ def export(
 
 
 def remove_run_folder(folder: Path) -> None:
-    """Remove a run folder that is ours."""
+    """Remove a run folder that is ours and locked; the lock goes last.
+
+    Another run may want the folder from then on: what it does there stays.
+    """
     try:
-        shutil.rmtree(folder)
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != _LOCK:
+                path.unlink()
+        (folder / _LOCK).unlink()
+        with suppress(OSError):
+            folder.rmdir()
     except OSError as error:
         raise ResourceError(f"cannot be removed: {error.strerror}", folder, "remove it") from error
