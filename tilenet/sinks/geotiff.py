@@ -26,7 +26,7 @@ import rasterio.shutil
 from numpy.typing import NDArray
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 from rasterio.transform import Affine
 from rasterio.windows import Window as RasterWindow
@@ -48,7 +48,8 @@ Read = Callable[[Window], NDArray[np.uint8]]
 _BLOCK = 512
 _WINDOW = 2048
 _SPARE_BYTES = 16 << 20
-_EXHAUSTED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+_PATH = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
+_RESUMES = "mend it; a rerun resumes"
 
 # GDAL's cache defaults to 5 % of the machine; its threads swallow "disk full" (measured).
 _GDAL = {"GDAL_CACHEMAX": 64 << 20, "GDAL_NUM_THREADS": "1", "GDAL_PAM_ENABLED": "YES"}
@@ -106,9 +107,9 @@ def write_geotiff(
     Raises
     ------
     ResourceError
-        If the disk or the memory is exhausted.
+        If the disk or the memory is exhausted, or GDAL fails to write for a reason it does not tell.
     OutputError
-        If GDAL fails, or the file does not read back as it was written.
+        If the path cannot be, or the file does not read back as it was written.
     """
 
     def describe(dst: Any) -> None:
@@ -347,14 +348,14 @@ def _failures(target: _Target) -> Iterator[None]:
         raise _system_error(err, target) from err
     except Exception as err:
         # The COG driver's errors are neither RasterioError nor OSError.
-        raise _blame_disk(target) or OutputError(f"GDAL failed: {err}", out, "see above") from err
+        raise _blame_disk(target) or ResourceError(f"GDAL failed: {err}", out, _RESUMES) from err
 
 
 def _system_error(err: OSError, target: _Target) -> TilenetError:
-    out = target.out
-    if isinstance(err, RasterioError) or err.errno not in _EXHAUSTED:
-        return _blame_disk(target) or OutputError(f"cannot write: {err}", out, "check the folder")
-    return ResourceError(f"cannot write: {err.strerror}", out, "free space, then run it again")
+    if err.errno in _PATH:
+        return OutputError(f"cannot write: {err}", target.out, "check the folder")
+    what = f"cannot write: {err.strerror or err}"  # GDAL's own errors have no number
+    return _blame_disk(target) or ResourceError(what, target.out, _RESUMES)
 
 
 def _blame_disk(target: _Target) -> ResourceError | None:
