@@ -21,7 +21,7 @@ _SHARE = 3  # in the short mode: points of each call and kind of output
 
 
 def run(folder: Path, *, long: bool) -> Outcome:
-    """Try 60 points; long: as many of each call as there are, 1,000 at the most, a third lasting."""
+    """Try 60 points; long: all, to 1,000 of each call; a third last."""
     workload = Workload.at(folder / "tiny")
     figures: Counter[str] = Counter()
     failures: list[str] = []

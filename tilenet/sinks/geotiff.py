@@ -107,7 +107,7 @@ def write_geotiff(
     Raises
     ------
     ResourceError
-        If the disk or the memory is exhausted, or GDAL fails to write for a reason it does not tell.
+        If the disk or the memory is exhausted, or GDAL fails to write and does not tell why.
     OutputError
         If the path cannot be, or the file does not read back as it was written.
     """
