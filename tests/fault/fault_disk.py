@@ -65,8 +65,8 @@ def run(folder: Path, *, long: bool) -> Outcome:
 _LIMITS = (
     ("size", resource.RLIMIT_FSIZE, 8 << 10),
     ("size", resource.RLIMIT_FSIZE, 30 << 10),
-    ("files", resource.RLIMIT_NOFILE, 24),
-    ("files", resource.RLIMIT_NOFILE, 30),
+    ("files", resource.RLIMIT_NOFILE, 10),
+    ("files", resource.RLIMIT_NOFILE, 14),
 )
 
 
@@ -113,7 +113,9 @@ def _judge(workload: Workload, out: Path, ended: Ended, figures: Counter[str], n
         figures["fitted"] += 1
         return workload.compare(out)
     figures[name] += 1
-    if ended.code != EXHAUSTED or not ended.is_one_line():
+    # OpenVINO says of a library that it could not open only that the model does not load (4).
+    allowed = (EXHAUSTED, 4) if name == "files_hit" else (EXHAUSTED,)
+    if ended.code not in allowed or not ended.is_one_line():
         return f"exit {ended.code}: {ended.err[-400:]}"
     if out.exists():
         return "something is visible at the final path"
