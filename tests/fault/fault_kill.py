@@ -17,7 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from injection import Point, points_of, was_hit
-from workload import Ended, Outcome, Workload, end, journaled, remove, run_folder, wait_for
+from workload import (
+    Ended,
+    Outcome,
+    Workload,
+    end,
+    journaled,
+    remove,
+    run_folder,
+    two_at_a_time,
+    wait_for,
+)
 
 from tilenet.engine.journal import decode
 from tilenet.engine.run import _FORWARDS_PER_WORKER
@@ -126,28 +136,35 @@ def _forwarding(name: str) -> int:
 def _exact(workload: Workload, folder: Path, *, share: int, failures: list[str]) -> Counter[str]:
     """Kill at calls; `share` of each kind are tried, most of them while it finishes."""
     figures: Counter[str] = Counter()
+
+    def trial(suffix: str, point: Point) -> str:
+        out = folder / f"{point.call}{point.nth}{suffix[1:]}" / f"mask{suffix}"
+        out.parent.mkdir()
+        ended = workload.run(workload.predict(out), more=point.environment(out))
+        hit = ended.code == -signal.SIGKILL
+        figures["exact_kills" if hit else "exact_missed"] += 1
+        problem = workload.rerun(out) if hit else ""
+        if not hit and (ended.code or was_hit(out)):
+            problem = f"exit {ended.code}: {ended.err[-300:]}"
+        remove(out)
+        return f"{suffix}, {point}: {problem}" if problem else ""
+
     for suffix in (".zarr", ".tif"):
+        workload.undisturbed(f"undisturbed{suffix}")
         counts = points_of(workload, folder / f"count{suffix[1:]}" / f"mask{suffix}")
-        for call in _EXACT:
-            many = counts[call]
-            chosen = range(1, many + 1) if share >= many else _towards_end(many, share)
-            for nth in chosen:
-                out = folder / f"{call}{nth}{suffix[1:]}" / f"mask{suffix}"
-                out.parent.mkdir()
-                point = Point(call, nth)
-                ended = workload.run(workload.predict(out), more=point.environment(out))
-                hit = ended.code == -signal.SIGKILL
-                figures["exact_kills" if hit else "exact_missed"] += 1
-                if hit and (problem := workload.rerun(out)):
-                    failures.append(f"{suffix}, {point}: {problem}")
-                elif not hit and (ended.code or was_hit(out)):
-                    failures.append(f"{suffix}, {point}: exit {ended.code}: {ended.err[-300:]}")
-                remove(out)
+        chosen = [
+            (suffix, Point(call, nth))
+            for call in _EXACT
+            for nth in _towards_end(counts[call], min(share, counts[call]))
+        ]
+        failures += [line for line in two_at_a_time(trial, chosen) if line]
     return figures
 
 
 def _towards_end(many: int, share: int) -> list[int]:
-    """Return some of 1 … many, closer together towards the end, where a run finishes."""
+    """Return some of 1 … many, closer together towards the end, where a run finishes; or all."""
+    if share == many:
+        return list(range(1, many + 1))
     return sorted({max(1, round(many * (1 - (k / share) ** 2))) for k in range(share)})
 
 

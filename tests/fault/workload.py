@@ -211,11 +211,9 @@ def journaled(out: Path) -> dict[int, dict[str, Any]]:
 
 
 def remove(out: Path) -> None:
-    """Remove a mask and its run folder."""
-    for path in (out, run_folder(out)):
+    """Remove a mask, its run folder, and what lies beside it."""
+    for path in (out, run_folder(out), *out.parent.glob(f"{out.name}.*")):
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    for path in out.parent.glob(f"{out.name}.*"):
-        path.unlink()
