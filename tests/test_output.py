@@ -18,7 +18,8 @@ from tilenet.cli import run as command_line
 from tilenet.config import PredictConfig
 from tilenet.engine import large, output
 from tilenet.engine.output import locked, run_folder
-from tilenet.errors import OutputError, ResourceError
+from tilenet.errors import InterruptError, OutputError, ResourceError
+from tilenet.stops import stopping_on_signals
 
 # rasterio says so of every plain image that is opened; that is what these are.
 pytestmark = pytest.mark.filterwarnings(
@@ -310,6 +311,15 @@ def test_a_signal_where_python_drops_errors():
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (143, "")
+
+
+def test_a_signal_that_a_library_takes_for_its_own_error():
+    with pytest.raises(InterruptError) as caught, stopping_on_signals():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException as error:
+            raise ValueError("not built") from error
+    assert caught.value.code == 143
 
 
 # -- the command
