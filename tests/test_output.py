@@ -314,11 +314,14 @@ def test_a_signal_where_python_drops_errors():
 
 
 def test_a_signal_that_a_library_takes_for_its_own_error():
-    with pytest.raises(InterruptError) as caught, stopping_on_signals():
+    def build():
         try:
             signal.raise_signal(signal.SIGTERM)
         except BaseException as error:
             raise ValueError("not built") from error
+
+    with pytest.raises(InterruptError) as caught, stopping_on_signals():
+        build()
     assert caught.value.code == 143
 
 

@@ -34,6 +34,7 @@ from tilenet.engine.run import _FORWARDS_PER_WORKER
 from tilenet.sinks import documents
 
 STOP_SECONDS = 10.0
+_MOST = ("most_forwards_redone", "most_joins_redone")
 _EXACT = ("rename", "fsync", "write", "unlink")
 
 
@@ -101,11 +102,14 @@ class _Kills:
                 self.failures.append(f"{self.out.name}: lost records {lost}, forwards {gone}")
             strips = list((run_folder(self.out) / "strips").glob("*.tmp"))
             begun = {_forwarding(path.name) for path in strips} - set(records) - forwarded
-            self.figures["most_forwards_redone"] = max(
-                self.figures["most_forwards_redone"], len(begun)
-            )
+            stored = list((run_folder(self.out) / "store" / "mask" / "c").glob("*/*[0-9]"))
+            self._note_most("most_forwards_redone", len(begun))
+            self._note_most("most_joins_redone", len(stored) - len(set(records) - {-1}))
             if len(begun) > _FORWARDS_PER_WORKER:
                 self.failures.append(f"{self.out.name}: {len(begun)} forwards are done again")
+
+    def _note_most(self, name: str, value: int) -> None:
+        self.figures[name] = max(self.figures[name], value)
 
     def _completed(self, ended: Ended, before: tuple[dict[int, object], set[int]]) -> None:
         """A run came to its end: its bytes, and that it did only what was left to do."""
@@ -171,7 +175,7 @@ def _towards_end(many: int, share: int) -> list[int]:
 def _stops(
     workload: Workload, folder: Path, dice: random.Random, *, trials: int, failures: list[str]
 ) -> Counter[str]:
-    """Stop runs that have begun to write; they must end in time, saying so in a line."""
+    """Stop runs; they must end in time, and those that have begun say so in a line."""
     figures: Counter[str] = Counter()
     slowest = 0.0
     for trial in range(trials):
@@ -179,9 +183,13 @@ def _stops(
         out = folder / f"stop{trial}" / ("mask.zarr", "mask.tif")[trial // 2 % 2]
         out.parent.mkdir()
         process = workload.start(workload.predict(out))
-        ended, seconds = _stop(process, number, run_folder(out), dice.uniform(0, 0.4))
+        # A third of them while it starts; the others while it works.
+        begun = folder if trial % 3 == 0 else run_folder(out)
+        ended, seconds = _stop(process, number, begun, dice.uniform(0, 0.4))
         if ended.code == 0:
             figures["finished_before_stop"] += 1
+        elif ended.code == -number and not ended.err and not run_folder(out).exists():
+            figures["stopped_before_the_command"] += 1
         else:
             figures["stops"] += 1
             slowest = max(slowest, seconds)
@@ -218,9 +226,8 @@ def run(folder: Path, *, long: bool) -> Outcome:
         series = _Kills(workload, folder / name, dice)
         series.run(kills)
         failures += series.failures
-        most = max(figures["most_forwards_redone"], series.figures["most_forwards_redone"])
-        figures += series.figures
-        figures["most_forwards_redone"] = most
+        most = {key: max(figures[key], series.figures[key]) for key in _MOST}
+        figures = Counter({**(figures + series.figures), **most})
     figures |= _exact(tiny, folder, share=10**6 if long else 2, failures=failures)
     figures |= _stops(tiny, folder, dice, trials=100 if long else 6, failures=failures)
     trials = figures["kills"] + figures["exact_kills"] + figures["stops"]
