@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -59,19 +59,22 @@ def image_disk(image: Path, point: Path, options: str = "loop") -> Iterator[Path
         yield disk
 
 
-def cut(image: Path, disk: Path, copy: Path) -> int:
-    """Copy the image of a mounted disk as a power cut would leave it; return the attempts taken.
+def cut(image: Path, disk: Path, copy: Path, freeze: Callable[[], None]) -> bool:
+    """Copy the image of a mounted disk as a power cut would leave it.
 
     A copy takes time, and one of two moments is no cut: it counts only if nothing reached the image
-    meanwhile.
+    meanwhile. If the first does not, `freeze` stops who writes; what is under way ends by itself.
+    Returns whether that was needed.
     """
     device = Path(_do("findmnt", "-n", "-o", "SOURCE", disk).strip()).name
     statistics = Path(f"/sys/block/{device}/stat")
-    for attempt in range(1, 10_000):
+    for attempt in range(1000):
+        if attempt == 1:
+            freeze()
         before = _writes(statistics)
         _do("cp", "--sparse=always", image, copy)
         if before is not None and _writes(statistics) == before:
-            return attempt
+            return attempt > 0
     raise AssertionError("the disk was never at rest")
 
 

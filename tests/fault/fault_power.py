@@ -11,12 +11,13 @@ import hashlib
 import os
 import random
 import signal
+import subprocess
 import time
 from collections import Counter
 from pathlib import Path
 
 from disks import cut, image_disk, make_image
-from workload import Outcome, Workload, end, journaled, remove, run_folder, wait_for
+from workload import Outcome, Workload, end, journaled, remove, run_folder
 
 _MEGABYTES = 48
 _CUTS = (5, 50)
@@ -36,27 +37,35 @@ def run(folder: Path, *, long: bool) -> Outcome:
         options = _OPTIONS[trial // 2 % 2]
         make_image(image, _MEGABYTES)
         with image_disk(image, folder / "disk", options) as disk:
-            figures["copies"] += _cut_at_random(workload, image, disk / name, dice)
+            figures["frozen"] += _cut_at_random(workload, image, disk / name, dice)
         (folder / "disk").rmdir()
         with image_disk(folder / "copy", folder / "disk", options) as disk:
             problem = _check(workload, disk / name, figures)
             failures += [f"{name}, {options}, cut {trial}: {problem}"] if problem else []
         (folder / "disk").rmdir()
-    return Outcome(_CUTS[long], failures, dict(figures))
+    return Outcome(_CUTS[long] - figures["cut_after_the_end"], failures, dict(figures))
 
 
-def _cut_at_random(workload: Workload, image: Path, out: Path, dice: random.Random) -> int:
-    """Start a run, and cut while it writes; return how many copies it took."""
+def _cut_at_random(workload: Workload, image: Path, out: Path, dice: random.Random) -> bool:
+    """Start a run, and cut while it writes; return whether it had to be frozen for that."""
     workload.undisturbed(f"undisturbed{out.suffix}")
     process = workload.start(workload.predict(out))
-    wait_for(run_folder(out) / "journal.jsonl", process)
-    time.sleep(dice.uniform(0, 0.6))
-    copies = cut(image, out.parent, image.with_name("copy"))
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
+    blocks = dice.randrange(17)
+    while len(journaled(out)) < blocks and process.poll() is None:
+        time.sleep(0.002)
+    time.sleep(dice.uniform(0, 0.05))
+    frozen = cut(
+        image, out.parent, image.with_name("copy"), lambda: _signal(process, signal.SIGSTOP)
+    )
+    _signal(process, signal.SIGKILL)
     end(process)
     remove(out)
-    return copies
+    return frozen
+
+
+def _signal(process: subprocess.Popen[str], number: int) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, number)
 
 
 def _check(workload: Workload, out: Path, figures: Counter[str]) -> str:
