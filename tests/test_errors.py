@@ -235,14 +235,3 @@ def test_flags_make_up_for_a_missing_card(cli, here, tmp_path, monkeypatch):
     done = cli(*line("ok.tif", ("--model", "cardless", *extra), out), "--backend", "torch")
     assert done.code == 0, done.err
     assert out.is_dir()
-
-
-def test_a_file_cut_short_is_an_input_error_in_the_last_block_too(cli, here, tmp_path):
-    source = write_tif(tmp_path / "a.tif", picture(500, 500))
-    data = source.read_bytes()
-    source.write_bytes(data[: len(data) * 9 // 10])
-    small = ("--tile", "64", "--chunk", "64", "--block", "128")
-    model = here / "conv.onnx"
-    done = cli("predict", source, "--out", tmp_path / "x.zarr", "--model", model, *small)
-    assert_one_line(done, 3, ["a.tif"])
-    assert not (tmp_path / "x.zarr").exists()

@@ -79,7 +79,7 @@ def test_one_broken_image_loses_only_itself(folder, masks):
     errors = [e for e in done.err.splitlines() if e.startswith("tilenet: error: ")]
     assert len(errors) == 2
     assert "broken.tif" in errors[0]
-    assert errors[1] == f"tilenet: error: 1 of {COUNT + 1} inputs failed"
+    assert errors[1] == f"tilenet: error: 1 of {COUNT + 1} inputs failed, in whole or in part"
     assert "Traceback" not in done.err
 
 

@@ -25,8 +25,9 @@ from rio_cogeo.cogeo import cog_validate
 from tilenet.api import predict
 from tilenet.blend import Blend
 from tilenet.config import PredictConfig
+from tilenet.engine import cluster
 from tilenet.engine import run as engine_run
-from tilenet.engine.run import open_executor
+from tilenet.engine.cluster import open_executor
 from tilenet.errors import ClusterError, OutputError, UsageError
 from tilenet.geometry import reflect
 
@@ -274,8 +275,8 @@ def test_same_bytes_on_a_cluster_started_by_hand(
 
 
 def test_a_cluster_that_is_lost(models, tmp_path, environment, monkeypatch):
-    monkeypatch.setattr(engine_run, "_LOOK", 0.2)
-    monkeypatch.setattr(engine_run, "_GRACE", 1.0)
+    monkeypatch.setattr(cluster, "_LOOK", 0.2)
+    monkeypatch.setattr(cluster, "_GRACE", 1.0)
     source = write_tif(tmp_path / "a.tif", picture(1200, 1200))
     out = tmp_path / "x.zarr"
     with started_by_hand(tmp_path, environment) as (address, processes):
@@ -615,7 +616,8 @@ def test_resume_with_other_blocks_and_batches(large, models, half_done, undistur
 
 
 def test_resume_in_tasks_of_many_blocks(large, models, half_done, undisturbed, monkeypatch):
-    monkeypatch.setattr(engine_run, "_FEW_BLOCKS", 8)  # 64 blocks on Dask, eight to a task
+    for module in (cluster, engine_run):
+        monkeypatch.setattr(module, "FEW_BLOCKS", 8)  # 64 blocks on Dask, eight to a task
     result = resume(large, models, half_done)
     assert result.blocks_resumed > 0
     assert result.tiles_forwarded < result.tiles

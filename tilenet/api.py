@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from itertools import batched
 from pathlib import Path
 from typing import Any
 
 from tilenet.config import PredictConfig
+from tilenet.engine.cluster import Executor, open_executor, worker_count
 from tilenet.engine.large import run_large
 from tilenet.engine.meter import Meter, Spans
 from tilenet.engine.output import check_output, plan_in_progress
-from tilenet.engine.pack import SUFFIXES, Job, PackItem, Request, open_job, pack_task, plan_for
-from tilenet.engine.plan import Plan, choose_tile
-from tilenet.engine.run import Executor, open_executor, run_many, worker_count
+from tilenet.engine.pack import Job, PackItem, Request, open_job, pack_task, plan_for
+from tilenet.engine.plan import SUFFIXES, Plan, choose_tile
+from tilenet.engine.room import needed_bytes
+from tilenet.engine.run import run_many
 from tilenet.errors import (
     InputError,
     ModelError,
@@ -175,6 +177,10 @@ def _shares(items: list[PackItem]) -> list[float]:
     return [part / (sum(pixels) or 1) for part in pixels]
 
 
+def _executor(config: PredictConfig, tasks: int) -> AbstractContextManager[Executor]:
+    return open_executor(config.scheduler, tasks, insecure=config.insecure_cluster)
+
+
 def _predict_one(
     source: Input, out: Path, config: PredictConfig, progress: Progress
 ) -> PredictResult:
@@ -198,9 +204,12 @@ def _predict_one(
         advance(total)
         run = _item_result(item, spans, clock.seconds)
     else:
-        with open_executor(config.scheduler, item.plan.lattice.blocks) as executor:
+        with _executor(config, item.plan.lattice.blocks) as executor:
             run = _large(item.plan, out, executor, config, advance)
-    return PredictResult((run,), pixels=run.pixels, seconds=clock.seconds)
+    failure = run.failure()
+    return PredictResult(
+        (run,), () if failure is None else (failure,), pixels=run.pixels, seconds=clock.seconds
+    )
 
 
 def _jobs(inputs: list[Input], out: Path) -> list[Job]:
@@ -240,7 +249,7 @@ def _predict_many(
         finished += pixels
         progress(finished, 0)
 
-    with open_executor(config.scheduler, len(jobs) // _PACK) as executor:
+    with _executor(config, len(jobs) // _PACK) as executor:
         packs = ((pack, request) for pack in batched(jobs, _PACK))
         for items, spans in run_many(executor, pack_task, packs):
             clock.meter.add(spans)
@@ -261,8 +270,19 @@ def _predict_many(
                 runs[item.job.path] = run
             except (InputError, OutputError) as error:
                 fail(item.job.path, error)
-    order = [job.path for job in jobs]
     alone = [runs[item.job.path] for item in large if item.job.path in runs]
+    return _gather([job.path for job in jobs], runs, failed, alone, clock)
+
+
+def _gather(
+    order: list[Path],
+    runs: dict[Path, RunResult],
+    failed: dict[Path, Failure],
+    alone: list[RunResult],
+    clock: _Clock,
+) -> PredictResult:
+    """Return the figures of several inputs; those in `alone` are not on the clock's meter."""
+    failed |= {path: failure for path, run in runs.items() if (failure := run.failure())}
     return PredictResult(
         runs=tuple(runs[path] for path in order if path in runs),
         failed=tuple(failed[path] for path in order if path in failed),
@@ -332,6 +352,7 @@ def _estimate(plan: Plan, files: ModelFiles) -> dict[str, Any]:
         "chunk": plan.chunk,
         "levels": len(plan.spec.levels),
         "mask_bytes_at_most": pixels * 4 // 3 + pixels * plan.channels * plan.probabilities,
+        "disk_bytes_at_least": needed_bytes(plan),
         "strip_bytes_per_block": 4 * plan.channels * (reach.pixels - core.pixels),
         "sums_bytes": 4 * plan.channels * tile_height * reach.width,
         "model": files.card.name,

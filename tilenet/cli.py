@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -14,13 +15,14 @@ from typing import Annotated, Any
 
 import typer
 
-from tilenet import __version__, cli_evaluate, cli_train
+from tilenet import __version__, cli_evaluate, cli_mask, cli_train
 from tilenet.console import complain as _complain
 from tilenet.console import show as _print
 from tilenet.console import split_numbers as _numbers
 from tilenet.errors import InterruptError, TilenetError
 from tilenet.memory import return_large_arrays
 from tilenet.stops import stopping_on_signals
+from tilenet.watchdog import watch_reads
 
 __all__ = ["app", "run"]
 
@@ -109,6 +111,15 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     overwrite: Annotated[
         bool | None, typer.Option("--overwrite", help="Replace an output of tilenet's.")
     ] = None,
+    strict: Annotated[
+        bool | None, typer.Option("--strict", help="Stop where pixels cannot be read (exit 3).")
+    ] = None,
+    read_timeout: Annotated[
+        float | None, typer.Option(help="Seconds after which a read counts as stuck.")
+    ] = None,
+    insecure_cluster: Annotated[
+        bool | None, typer.Option("--insecure-cluster", help="Take tcp:// beyond this machine.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and estimate only.")] = False,
     as_json: Json = False,
     config: Annotated[Path | None, typer.Option(help="Options from a TOML file.")] = None,
@@ -126,6 +137,7 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         "threshold": threshold, "probabilities": probabilities, "format": format,
         "zarr_format": zarr_format, "scheduler": scheduler, "block": block, "chunk": chunk,
         "skip_nodata": False if no_skip else None, "overwrite": overwrite,
+        "strict": strict, "read_timeout": read_timeout, "insecure_cluster": insecure_cluster,
         "classes": None if classes is None else tuple(classes.split(",")),
         "mean": _numbers(mean, float, "--mean"), "std": _numbers(std, float, "--std"),
         "value_range": _numbers(value_range, float, "--value-range"), "activation": activation,
@@ -148,13 +160,15 @@ def predict(  # noqa: PLR0913 - one parameter is one option
             _print(one.output)
     for failure in result.failed[:_MAX_LISTED]:
         _complain(failure.error)
-    if result.failed:
-        _complain(f"{len(result.failed)} of {len(result.failed) + len(result.runs)} inputs failed")
+    if result.failed and several:
+        _complain(f"{len(result.failed)} of {result.inputs} inputs failed, in whole or in part")
     raise typer.Exit(result.exit_code)
 
 
 app.command()(cli_train.train)
 app.command()(cli_evaluate.evaluate)
+app.command()(cli_mask.verify)
+app.command()(cli_mask.export)
 
 
 @app.command()
@@ -213,6 +227,14 @@ def _fail(error: TilenetError | InterruptError, arguments: list[str]) -> int:
     return error.code
 
 
+def _end(error: TilenetError, arguments: list[str]) -> None:
+    """Say why and end the process, whatever its threads are stuck in."""
+    code = _fail(error, arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def run(arguments: list[str]) -> int:
     """Run the command line.
 
@@ -233,6 +255,7 @@ def run(arguments: list[str]) -> int:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     return_large_arrays()
+    watch_reads(lambda error: _end(error, arguments))
     try:
         with stopping_on_signals():
             return int(app(arguments or ["--help"], standalone_mode=False) or 0)

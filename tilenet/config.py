@@ -65,6 +65,12 @@ class PredictConfig(BaseModel):
         Skip tiles that hold no kept pixel; never changes the result.
     overwrite : bool
         Replace an output of ours.
+    strict : bool
+        Stop at pixels that cannot be read, instead of leaving them without an answer.
+    read_timeout : float
+        Seconds after which a read counts as stuck, and its process is ended.
+    insecure_cluster : bool
+        Take a ``tcp://`` scheduler beyond this machine, to which anybody can send code.
     classes, mean, std, value_range, activation : optional
         Card keys for a model folder without a `tilenet.json`.
     """
@@ -91,6 +97,9 @@ class PredictConfig(BaseModel):
     chunk: Annotated[int, Field(ge=1, le=8192)] = DEFAULT_CHUNK
     skip_nodata: bool = True
     overwrite: bool = False
+    strict: bool = False
+    read_timeout: Annotated[float, Field(gt=0)] = 600.0
+    insecure_cluster: bool = False
     classes: tuple[str, ...] | None = None
     mean: tuple[FiniteFloat, ...] | None = None
     std: tuple[FiniteFloat, ...] | None = None

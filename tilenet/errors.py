@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 __all__ = [
+    "DISK_FULL",
     "ClusterError",
     "InputError",
     "InterruptError",
@@ -136,9 +137,11 @@ class InterruptError(_Clauses):
     code = 130
 
 
+DISK_FULL = "the disk is full"
+
 _PATH = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
 _EXHAUSTED = {
-    errno.ENOSPC: "the disk is full",
+    errno.ENOSPC: DISK_FULL,
     errno.EDQUOT: "the disk quota is used up",
     errno.EROFS: "the file system is read-only",
     errno.EMFILE: "too many open files",

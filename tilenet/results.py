@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.classes import NODATA
+from tilenet.engine.journal import Invalid
 from tilenet.engine.meter import Meter
 from tilenet.engine.output import Finished
 from tilenet.engine.plan import Plan
+from tilenet.errors import InvalidError
 
 __all__ = ["ClassPixels", "Failure", "PredictResult", "RunResult", "run_result"]
+
+_MAX_LISTED = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +38,30 @@ class ClassPixels:
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """An input that failed.
+
+    Parameters
+    ----------
+    input : str
+        Its path.
+    code : int
+        The exit code it would have had alone.
+    error : str
+        What is wrong, where, what to do.
+    """
+
+    input: str
+    code: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class RunResult:
     """One finished mask; fields are the keys of `--json` (see `as_dict`).
 
+    `blocks_invalid` are the blocks in which something failed, `invalid` says where and what (the
+    first 1,000 places): those pixels are 255, and the exit code is 7.
     `forward_seconds` is wall time with a forward running, `wait_seconds` the rest, in which the
     network waited; `read_seconds`, `write_seconds` and `queue_seconds` (pixels that waited for the
     network) are added up over threads. `efficiency` is the share of the time with a forward.
@@ -58,6 +83,7 @@ class RunResult:
     blocks: int
     blocks_resumed: int
     blocks_invalid: tuple[int, ...]
+    invalid: tuple[Invalid, ...]
     nonfinite_scores: int
     strip_bytes: int
     seconds: float
@@ -82,24 +108,20 @@ class RunResult:
         """Return the JSON document of one run."""
         return asdict(self)
 
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """An input that failed.
-
-    Parameters
-    ----------
-    input : str
-        Its path.
-    code : int
-        The exit code it would have had alone.
-    error : str
-        What is wrong, where, what to do.
-    """
-
-    input: str
-    code: int
-    error: str
+    def failure(self) -> Failure | None:
+        """Return what is wrong with the mask in words, None if nothing is."""
+        if not self.invalid:
+            return None
+        first = self.invalid[0]
+        place = f"rows {first.row} to {first.row + first.height}, "
+        place += f"columns {first.col} to {first.col + first.width}"
+        error = InvalidError(
+            f"{len(self.blocks_invalid)} of {self.blocks} blocks have pixels without an answer "
+            f"(255), the first at {place}: {first.why}",
+            self.input,
+            "--json lists them",
+        )
+        return Failure(self.input, error.code, str(error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +133,7 @@ class PredictResult:
     runs : tuple of RunResult
         The finished masks, in the order of the inputs.
     failed : tuple of Failure
-        The inputs that failed.
+        The inputs that failed; with code 7, those of `runs` of which a part failed.
     pixels : int
         Pixels of all finished masks.
     seconds : float
@@ -133,8 +155,13 @@ class PredictResult:
 
     @property
     def exit_code(self) -> int:
-        """0, or 7 if an input failed."""
+        """0, or 7 if an input failed, or a part of one."""
         return 7 if self.failed else 0
+
+    @property
+    def inputs(self) -> int:
+        """How many inputs there were."""
+        return len(self.runs) + sum(failure.code != InvalidError.code for failure in self.failed)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON document of several runs."""
@@ -181,7 +208,8 @@ def run_result(
         tiles_forwarded=meter.tiles_forwarded,
         blocks=done.blocks,
         blocks_resumed=resumed,
-        blocks_invalid=(),
+        blocks_invalid=tuple(sorted({one.block for one in done.invalid})),
+        invalid=done.invalid[:_MAX_LISTED],
         nonfinite_scores=meter.nonfinite,
         strip_bytes=meter.strip_bytes,
         seconds=round(seconds, 4),

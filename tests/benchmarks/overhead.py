@@ -28,6 +28,7 @@ from bench import command
 from tilenet.config import PredictConfig
 from tilenet.engine import run as engine
 from tilenet.engine import spill
+from tilenet.engine.cluster import open_executor
 from tilenet.engine.journal import BlockRecord, Journal
 from tilenet.engine.meter import Spans
 from tilenet.engine.pack import Job, Request, open_job, plan_for
@@ -137,7 +138,7 @@ def dask_alone(folder: Path) -> dict[str, float]:
     (run / STRIPS).mkdir(parents=True)
     engine.forward_task, engine.join_task = forward_nothing, join_nothing  # type: ignore[assignment]
     blocks = plan.lattice.blocks
-    with engine.open_executor("local", blocks) as executor, Journal(run / "journal") as journal:
+    with open_executor("local", blocks) as executor, Journal(run / "journal") as journal:
         start = time.perf_counter()
         engine.run_blocks(plan, run, journal, executor, lambda _: None)
         taken = time.perf_counter() - start

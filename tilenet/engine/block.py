@@ -51,6 +51,8 @@ class Forwarded:
         Own sums in other blocks' cores, by block.
     tiles_forwarded, tiles_skipped, nonfinite : int
         Tiles, and scores that were NaN or infinite.
+    failed : tuple of (Window, str)
+        Where the core has no answer because something failed, and what.
     """
 
     mask: NDArray[np.uint8]
@@ -61,6 +63,7 @@ class Forwarded:
     tiles_forwarded: int
     tiles_skipped: int
     nonfinite: int
+    failed: tuple[tuple[Window, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

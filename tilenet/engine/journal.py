@@ -10,14 +10,52 @@ import json
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterable, KeysView
+from collections.abc import Callable, Iterable, KeysView, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from tilenet import durable
 
-__all__ = ["BlockRecord", "Journal", "decode", "encode"]
+__all__ = [
+    "KILLS",
+    "NEIGHBOUR",
+    "UNREADABLE",
+    "BlockRecord",
+    "Invalid",
+    "Journal",
+    "as_plain",
+    "decode",
+    "encode",
+    "from_plain",
+]
+
+UNREADABLE = "the source cannot be read here"
+KILLS = "every worker that took this block died"
+NEIGHBOUR = "the block beside it has no answer"
+
+
+@dataclass(frozen=True, slots=True)
+class Invalid:
+    """Pixels that have no answer (255) because something failed there.
+
+    Parameters
+    ----------
+    block : int
+        The block.
+    row, col, height, width : int
+        Where.
+    why : str
+        What failed.
+    """
+
+    block: int
+    row: int
+    col: int
+    height: int
+    width: int
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +72,10 @@ class BlockRecord:
         Pixels of each class and of 255 at full resolution.
     tiles, tiles_skipped : int
         Tiles that the block owns, and those without kept pixels.
+    sha256 : str
+        Of the block's pixels, rows first, and of its probabilities behind them; "" for −1.
+    invalid : tuple of Invalid
+        What failed in it.
     """
 
     block: int
@@ -41,12 +83,29 @@ class BlockRecord:
     pixels: dict[int, int]
     tiles: int
     tiles_skipped: int
+    sha256: str = ""
+    invalid: tuple[Invalid, ...] = ()
 
 
 def encode(record: BlockRecord) -> bytes:
     """Return a record as one line."""
-    body = json.dumps(asdict(record), separators=(",", ":"), sort_keys=True).encode()
+    body = json.dumps(as_plain(record), separators=(",", ":"), sort_keys=True).encode()
     return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+def as_plain(record: BlockRecord) -> dict[str, Any]:
+    """Return a record as plain JSON values; `from_plain` is the inverse."""
+    return asdict(record)
+
+
+def from_plain(keys: Mapping[str, Any]) -> BlockRecord:
+    """Return the record that `as_plain` wrote, after a round trip through JSON."""
+    return BlockRecord(**{
+        **keys,
+        "files": tuple((p, h, s) for p, h, s in keys["files"]),
+        "pixels": {int(k): v for k, v in keys["pixels"].items()},
+        "invalid": tuple(Invalid(**one) for one in keys.get("invalid", ())),
+    })  # fmt: skip
 
 
 def decode(text: bytes) -> tuple[list[BlockRecord], int]:
@@ -58,9 +117,7 @@ def decode(text: bytes) -> tuple[list[BlockRecord], int]:
         if not line.endswith(b"\n") or crc != b"%08x" % zlib.crc32(body):
             break
         keys = json.loads(body)
-        keys["files"] = tuple((p, h, s) for p, h, s in keys["files"])
-        keys["pixels"] = {int(k): v for k, v in keys["pixels"].items()}
-        records.append(BlockRecord(**keys))
+        records.append(from_plain(keys))
         good += len(line)
     return records, good
 
@@ -72,6 +129,8 @@ class Journal:
     ----------
     path : Path
         Made if it is not there; a torn tail is cut off.
+    before : callable
+        Called before anything is appended; raises if this is no longer ours to write.
 
     Attributes
     ----------
@@ -79,14 +138,18 @@ class Journal:
         Pixels of each class and of 255.
     tiles, tiles_skipped : int
         Totals over the finished blocks.
+    invalid : list of Invalid
+        What failed in them.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, before: Callable[[], None] = lambda: None) -> None:
+        self._before = before
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._places: dict[int, tuple[int, int]] = {}
         self._end = 0
         self.pixels: Counter[int] = Counter()
         self.tiles = self.tiles_skipped = 0
+        self.invalid: list[Invalid] = []
         records, good = decode(path.read_bytes())
         if good < os.fstat(self._fd).st_size:
             os.ftruncate(self._fd, good)
@@ -95,11 +158,14 @@ class Journal:
             self._note(record, len(encode(record)))
 
     def _note(self, record: BlockRecord, length: int) -> None:
-        self._places[record.block] = (self._end, length)
-        self._end += length
+        start, self._end = self._end, self._end + length
+        if record.block in self._places:  # two owners of one run folder: see `output.Ownership`
+            return
+        self._places[record.block] = (start, length)
         self.pixels.update(record.pixels)
         self.tiles += record.tiles
         self.tiles_skipped += record.tiles_skipped
+        self.invalid += record.invalid
 
     @property
     def blocks(self) -> KeysView[int]:
@@ -111,6 +177,7 @@ class Journal:
         new = {r.block: r for r in records if r.block not in self._places}
         lines = {block: encode(record) for block, record in new.items()}
         if lines:
+            self._before()
             durable.append(self._fd, b"".join(lines.values()))
             for block, line in lines.items():
                 self._note(new[block], len(line))

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tilenet import durable
-from tilenet.engine.journal import BlockRecord, Journal
+from tilenet.engine.cluster import Executor
+from tilenet.engine.journal import BlockRecord, Journal, decode
 from tilenet.engine.meter import Meter
 from tilenet.engine.output import (
     PLAN,
@@ -23,13 +24,14 @@ from tilenet.engine.output import (
     upper_levels,
 )
 from tilenet.engine.plan import Plan
-from tilenet.engine.run import Executor, Progress, run_blocks
-from tilenet.engine.task import STORE, STRIPS, forget_runs
-from tilenet.errors import OutputError
+from tilenet.engine.room import check_room, with_room
+from tilenet.engine.run import Progress, run_blocks
+from tilenet.engine.task import STORE, STRIPS, files_of, forget_runs, mark_lost
+from tilenet.errors import OutputError, ResourceError, convert_errors
 from tilenet.sinks import MaskStore
 from tilenet.sources import open_raster
 
-__all__ = ["LargeResult", "run_large"]
+__all__ = ["JOURNAL", "LargeResult", "run_large"]
 
 JOURNAL = "journal.jsonl"
 _UPPER = -1  # the journal's number for the levels that no block makes alone
@@ -105,17 +107,32 @@ def run_large(
     ------
     OutputError
         Another run owns the output, or an unfinished one has another plan.
+    ResourceError
+        The run does not fit on the disk.
     """
     folder = run_folder(out)
+    if not folder.exists():
+        check_room(plan, out)
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
+    try:
+        with convert_errors(out):
+            return _run(plan, out, folder, executor, progress, overwrite=overwrite)
+    except ResourceError as error:
+        raise with_room(error, plan, out) from error
+
+
+def _run(
+    plan: Plan, out: Path, folder: Path, executor: Executor, progress: Progress, *, overwrite: bool
+) -> LargeResult:
+    with locked(folder) as owner:
         plan = _adopt(plan, out, folder, overwrite=overwrite)
         (folder / STRIPS).mkdir(exist_ok=True)
         store = MaskStore(folder / STORE, plan.spec)
         if not store.root.exists():
             store.create()
         durable.write(folder / PLAN, plan.dump())
-        with Journal(folder / JOURNAL) as journal:
+        with Journal(folder / JOURNAL, owner.check) as journal:
+            mark_lost(folder, journal.invalid)
             resumed = len([b for b in journal.blocks if b >= 0])
             progress(sum(journal.pixels.values()))
             try:
@@ -123,6 +140,7 @@ def run_large(
             finally:
                 forget_runs()
             _check_unchanged(plan)
+            owner.check()
             done = _finish(plan, folder, out, journal, overwrite=overwrite)
         remove_run_folder(folder)
     return LargeResult(done, resumed, meter)
@@ -133,21 +151,24 @@ def _finish(plan: Plan, folder: Path, out: Path, journal: Journal, *, overwrite:
     store = MaskStore(folder / STORE, plan.spec)
     if _UPPER not in journal.blocks:
         stored = upper_levels(store, plan.block_levels + 1)
-        files = tuple((chunk.path, chunk.sha256, chunk.size) for chunk in stored)
-        journal.append([BlockRecord(_UPPER, files, {}, 0, 0)])
+        journal.append([BlockRecord(_UPPER, files_of(stored), {}, 0, 0)])
     blocks = plan.lattice.blocks
-    done = Finished(dict(journal.pixels), journal.tiles, journal.tiles_skipped, blocks)
+    done = Finished(
+        dict(journal.pixels), journal.tiles, journal.tiles_skipped, blocks, tuple(journal.invalid)
+    )
+    done.check(plan)
     if plan.format == "zarr":
         document = encode_document(plan_document(plan, done))
         store.finish(done.pixels, {"plan": document, "journal": journal.dump()})
         publish(store.root, out, overwrite=overwrite)
     else:
         export(
-            plan,
+            plan_document(plan, done),
+            plan.spec,
             lambda window: store.read("mask", window),
             lambda window: store.read("prob", window),
             out,
-            done,
+            decode(journal.dump())[0],
             overwrite=overwrite,
         )
     return done

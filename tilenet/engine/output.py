@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,14 @@ from numpy.typing import NDArray
 
 import tilenet
 from tilenet import durable
+from tilenet.engine.journal import UNREADABLE, BlockRecord, Invalid, as_plain
 from tilenet.engine.plan import Plan
+from tilenet.engine.recipe import recipe_of
 from tilenet.errors import InputError, OutputError, ResourceError
 from tilenet.geometry import Window
 from tilenet.pyramid import halve
 from tilenet.sinks import (
+    MaskSpec,
     MaskStore,
     StoredChunk,
     documents,
@@ -32,6 +37,8 @@ from tilenet.sinks import (
 __all__ = [
     "PLAN",
     "Finished",
+    "Owner",
+    "check_free",
     "check_in_progress",
     "check_output",
     "encode_document",
@@ -39,20 +46,22 @@ __all__ = [
     "locked",
     "plan_document",
     "plan_in_progress",
+    "probabilities_of",
     "publish",
     "read_sidecar",
     "run_folder",
     "sidecar",
     "sweep",
     "upper_levels",
+    "with_check",
 ]
 
 Read = Callable[[Window], NDArray[Any]]
 
 SIDECAR = ".tilenet.json"
-PLAN = "plan.json"
-"""Name of the plan in a run folder."""
-_LOCK, _SCRATCH = "lock", "export"
+PLAN, LOCK = "plan.json", "lock"
+"""Names in a run folder."""
+_SCRATCH = "export"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +74,31 @@ class Finished:
         Pixels of each class and of 255.
     tiles, tiles_skipped, blocks : int
         Of the whole raster.
+    invalid : tuple of Invalid
+        What failed.
     """
 
     pixels: dict[int, int]
     tiles: int
     tiles_skipped: int
     blocks: int
+    invalid: tuple[Invalid, ...] = ()
+
+    def check(self, plan: Plan) -> None:
+        """Raise InputError if the source gave no pixel, or not all of them and that is required.
+
+        A mask is made of whatever could be read; of nothing, there is none.
+        """
+        unread = [one for one in self.invalid if one.why == UNREADABLE]
+        lost = sum(one.height * one.width for one in unread)
+        if not unread or (lost < plan.raster.height * plan.raster.width and not plan.strict):
+            return
+        first = unread[0]
+        where = Window(first.row, first.col, first.height, first.width)
+        raise InputError(
+            f"{lost} pixels cannot be read, the first at {where}", plan.raster.path,
+            "check the file" + ("; without --strict they get no answer" if plan.strict else ""),
+        )  # fmt: skip
 
 
 def run_folder(out: Path) -> Path:
@@ -83,14 +111,15 @@ def sidecar(out: Path) -> Path:
     return out.with_name(out.name + SIDECAR)
 
 
-def _probabilities(out: Path) -> Path:
+def probabilities_of(out: Path) -> Path:
+    """Return where the probabilities of a one-file mask lie."""
     return out.with_name(f"{out.stem}.prob.tif")
 
 
 def _companions(out: Path, *, probabilities: bool) -> list[Path]:
     """Return the files that belong to a one-file mask."""
     beside = [sidecar(out), out.with_name(f"{out.name}.aux.xml")]
-    return [*beside, _probabilities(out)] if probabilities else beside
+    return [*beside, probabilities_of(out)] if probabilities else beside
 
 
 def plan_in_progress(out: Path) -> Plan | None:
@@ -102,13 +131,15 @@ def plan_in_progress(out: Path) -> Plan | None:
 
 
 def plan_document(plan: Plan, done: Finished | None = None) -> dict[str, Any]:
-    """Return what a mask keeps of its plan: identity and figures, no paths and no times."""
+    """Return what a mask keeps of its plan: identity, recipe and figures, no times."""
     document: dict[str, Any] = {
         "tilenet": tilenet.__version__,
         "plan_hash": plan.hash,
         "identity": plan.identity(),
         "model": plan.model.card.name,
         "input": Path(plan.raster.path).name,
+        "recipe": recipe_of(plan),
+        "spec": plan.spec.as_dict(),
     }
     if done is not None:
         document |= {
@@ -116,6 +147,7 @@ def plan_document(plan: Plan, done: Finished | None = None) -> dict[str, Any]:
             "tiles": done.tiles,
             "tiles_skipped": done.tiles_skipped,
             "blocks": done.blocks,
+            "invalid": [asdict(one) for one in done.invalid],
         }
     return document
 
@@ -123,6 +155,12 @@ def plan_document(plan: Plan, done: Finished | None = None) -> dict[str, Any]:
 def encode_document(document: Mapping[str, Any]) -> bytes:
     """Return a document as JSON, the same bytes for the same content."""
     return json.dumps(document, sort_keys=True).encode()
+
+
+def with_check(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a document with the hash of all the rest of it, so that it can be verified alone."""
+    rest = {key: value for key, value in document.items() if key != "check"}
+    return {**rest, "check": hashlib.sha256(encode_document(rest)).hexdigest()}
 
 
 def read_sidecar(out: Path) -> dict[str, Any] | None:
@@ -134,12 +172,12 @@ def read_sidecar(out: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and "plan_hash" in found else None
 
 
-def _check_companions(out: Path, plan: Plan) -> None:
+def _check_companions(out: Path, *, probabilities: bool) -> None:
     """Raise if what would lie beside the mask lies there already and is not ours."""
     known = read_sidecar(out)
     foreign = [
-        path for path in _companions(out, probabilities=plan.probabilities)
-        if path.exists() and (known is None or path == _probabilities(out))
+        path for path in _companions(out, probabilities=probabilities)
+        if path.exists() and (known is None or path == probabilities_of(out))
         and not (known is not None and "probabilities" in known)
     ]  # fmt: skip
     if foreign:
@@ -177,14 +215,11 @@ def check_output(out: Path, plan: Plan, *, overwrite: bool) -> Finished | None:
     OutputError
         It is foreign, or another run's and not to be overwritten.
     """
-    if not out.exists() and not out.is_symlink():
+    there = out.exists() or out.is_symlink()
+    document = _document(out) if there else {}
+    if overwrite or not there:
         if plan.format != "zarr":
-            _check_companions(out, plan)
-        return None
-    document = _document(out)
-    if overwrite:
-        if plan.format != "zarr":
-            _check_companions(out, plan)
+            _check_companions(out, probabilities=plan.probabilities)
         return None
     keys = differing(plan.identity(), document.get("identity", {}))
     if keys:
@@ -193,8 +228,33 @@ def check_output(out: Path, plan: Plan, *, overwrite: bool) -> Finished | None:
             out,
             "choose another --out, or --overwrite",
         )
-    pixels = {int(k): v for k, v in document["pixels"].items()}
-    return Finished(pixels, document["tiles"], document["tiles_skipped"], document["blocks"])
+    done = _finished(document)
+    done.check(plan)
+    return done
+
+
+def _finished(document: Mapping[str, Any]) -> Finished:
+    return Finished(
+        {int(k): v for k, v in document["pixels"].items()},
+        document["tiles"],
+        document["tiles_skipped"],
+        document["blocks"],
+        tuple(Invalid(**one) for one in document["invalid"]),
+    )
+
+
+def check_free(out: Path, spec: MaskSpec, *, one_file: bool, overwrite: bool) -> None:
+    """Raise OutputError unless a mask may be written to `out` that is no run's."""
+    if out.exists() or out.is_symlink():
+        _document(out)
+        if not overwrite:
+            raise OutputError("the output exists", out, "choose another, or --overwrite")
+    if one_file:
+        _check_companions(out, probabilities=bool(spec.channels))
+    if run_folder(out).exists():
+        raise OutputError(
+            "an unfinished run of this output", run_folder(out), "finish it first, or remove it"
+        )
 
 
 def check_in_progress(out: Path, plan: Plan, *, overwrite: bool) -> Plan | None:
@@ -229,8 +289,32 @@ def sweep(out: Path, plan: Plan) -> None:
             remove_run_folder(run_folder(out))
 
 
+class Owner:
+    """Who owns a run folder: the kernel's lock, and a name in it for disks that lack such locks.
+
+    Some shared file systems grant a lock to everybody. There the later run writes its name over the
+    earlier one's, which finds it before it next writes, and stops.
+    """
+
+    def __init__(self, folder: Path, fd: int) -> None:
+        self._folder, self._name = folder, secrets.token_hex(16).encode()
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, self._name, 0)
+
+    def check(self) -> None:
+        """Raise OutputError if another run has taken over."""
+        try:
+            found = (self._folder / LOCK).read_bytes()
+        except OSError:
+            found = b""
+        if found != self._name:
+            raise OutputError(
+                "another run has taken over this output", self._folder, "leave it to that one"
+            )
+
+
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[Owner]:
     """Own a run folder; the kernel gives it back however this process ends.
 
     Raises
@@ -238,7 +322,7 @@ def locked(folder: Path) -> Iterator[None]:
     OutputError
         Another run owns it.
     """
-    fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -246,13 +330,13 @@ def locked(folder: Path) -> Iterator[None]:
             raise OutputError(
                 "another run is writing this output", folder, "wait for it, or choose another --out"
             ) from error
-        if not (folder / _LOCK).exists() or not os.path.samestat(
-            os.fstat(fd), (folder / _LOCK).stat()
+        if not (folder / LOCK).exists() or not os.path.samestat(
+            os.fstat(fd), (folder / LOCK).stat()
         ):
             raise OutputError(
                 "another run has just finished this output", folder, "look at it, or run again"
             )
-        yield
+        yield Owner(folder, fd)
     finally:
         os.close(fd)
 
@@ -305,7 +389,14 @@ def publish(store: Path, out: Path, *, overwrite: bool) -> None:
 
 
 def export(
-    plan: Plan, read: Read, read_probabilities: Read, out: Path, done: Finished, *, overwrite: bool
+    document: Mapping[str, Any],
+    spec: MaskSpec,
+    read: Read,
+    read_probabilities: Read,
+    out: Path,
+    records: Iterable[BlockRecord],
+    *,
+    overwrite: bool,
 ) -> None:
     """Write a mask as one file, read back, with the run's document beside it.
 
@@ -313,18 +404,21 @@ def export(
 
     Parameters
     ----------
-    plan : Plan
-        Says the format.
+    document : mapping
+        From `plan_document`; says the format.
+    spec : MaskSpec
+        The mask.
     read, read_probabilities : callable
         From a window to (h, w) classes and (K, h, w) probabilities.
     out : Path
         The file; its run folder exists.
-    done : Finished
-        Figures for the document.
+    records : iterable of BlockRecord
+        What was decided in each block; the document keeps their hashes.
     overwrite : bool
         Replace an output of ours.
     """
-    document = plan_document(plan, done)
+    journal = [{**as_plain(record), "files": []} for record in records if record.block >= 0]
+    document = {**document, "journal": journal}
 
     scratch = run_folder(out) / _SCRATCH
     if scratch.exists():
@@ -332,23 +426,24 @@ def export(
     scratch.mkdir()
 
     def note(written: dict[str, Any]) -> None:
-        durable.write(sidecar(out), encode_document(document | written), scratch=scratch)
+        content = encode_document(with_check(document | written))
+        durable.write(sidecar(out), content, scratch=scratch)
 
     with _making_room(out, overwrite=overwrite):
         try:
-            if plan.probabilities:
+            if spec.channels:
                 document["probabilities"] = {}
                 note({})
                 document["probabilities"] = write_probabilities(
-                    read_probabilities, plan.spec, _probabilities(out), scratch
+                    read_probabilities, spec, probabilities_of(out), scratch
                 )
-            if plan.format == "png":
-                whole = Window(0, 0, plan.raster.height, plan.raster.width)
-                write_png(read(whole), plan.spec, out, note, scratch)
+            if document["identity"]["format"] == "png":
+                whole = Window(0, 0, spec.height, spec.width)
+                write_png(read(whole), spec, out, note, scratch)
             else:
-                write_geotiff(read, plan.spec, out, note, scratch)
+                write_geotiff(read, spec, out, note, scratch)
         except BaseException:
-            for path in _companions(out, probabilities=plan.probabilities):
+            for path in _companions(out, probabilities=bool(spec.channels)):
                 path.unlink(missing_ok=True)
             raise
 
@@ -362,9 +457,9 @@ def remove_run_folder(folder: Path) -> None:
         for path in folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path.name != _LOCK:
+            elif path.name != LOCK:
                 path.unlink()
-        (folder / _LOCK).unlink()
+        (folder / LOCK).unlink(missing_ok=True)
         with suppress(OSError):
             folder.rmdir()
     except OSError as error:

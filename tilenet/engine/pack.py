@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,16 @@ from tilenet.engine.output import (
     sweep,
     upper_levels,
 )
-from tilenet.engine.plan import Format, Plan, make_plan
+from tilenet.engine.plan import SUFFIXES, Format, Plan, make_plan
 from tilenet.engine.reading import read_window
-from tilenet.engine.task import STORE, class_pixels, session_for
+from tilenet.engine.task import STORE, files_of, record_of, session_for, unreadable
 from tilenet.errors import TilenetError
 from tilenet.geometry import Window
 from tilenet.models.session import NetworkShape, Setup
 from tilenet.models.store import ModelFiles
 from tilenet.sinks import MaskStore
 from tilenet.sources import Raster, RasterInfo, open_raster
+from tilenet.watchdog import watched
 
 __all__ = ["Job", "PackItem", "Request", "open_job", "pack_task", "plan_for"]
 
@@ -119,9 +120,9 @@ class _Loaded:
     out: Path
     pixels: NDArray[Any]
     block: BlockJob = field(repr=False)
+    failed: tuple[tuple[Window, str], ...]
 
 
-SUFFIXES: dict[str, Format] = {".zarr": "zarr", ".tif": "cog", ".tiff": "cog", ".png": "png"}
 _ENDINGS = {"zarr": ".zarr", "cog": ".tif", "png": ".png"}
 
 
@@ -135,7 +136,8 @@ def _format(info: RasterInfo, config: PredictConfig) -> Format:
 
 def open_job(job: Job, request: Request) -> Raster:
     """Open a raster at the bands and the level that the run asks for; close it after use."""
-    return open_raster(job.path, request.config.bands, request.config.level, keep_open=True)
+    with watched(str(job.path), request.config.read_timeout):
+        return open_raster(job.path, request.config.bands, request.config.level, keep_open=True)
 
 
 def plan_for(info: RasterInfo, job: Job, request: Request, *, named: bool) -> tuple[Plan, Path]:
@@ -175,9 +177,12 @@ def plan_for(info: RasterInfo, job: Job, request: Request, *, named: bool) -> tu
 
 
 def _load(item: PackItem, raster: Raster, plan: Plan, out: Path, spans: Spans) -> _Loaded:
-    with spans.reading():
+    damaged: list[Window] = []
+    with spans.reading(), watched(plan.raster.path, plan.read_timeout):
         pixels, valid = raster.read(
-            read_window(plan.lattice, 0, plan.model.card.margin), plan.model.card.offset
+            read_window(plan.lattice, 0, plan.model.card.margin),
+            plan.model.card.offset,
+            None if plan.strict else damaged,
         )
     block = BlockJob(
         plan.lattice,
@@ -190,7 +195,7 @@ def _load(item: PackItem, raster: Raster, plan: Plan, out: Path, spans: Spans) -
         skip=plan.skip_nodata,
         margin=plan.model.card.margin,
     )
-    return _Loaded(item, plan, out, pixels, block)
+    return _Loaded(item, plan, out, pixels, block, unreadable(damaged, plan.lattice.core(0)))
 
 
 def _group(loaded: _Loaded) -> tuple[str, tuple[int, int]]:
@@ -206,30 +211,28 @@ def _forward(pack: list[_Loaded], request: Request, spans: Spans) -> None:
 
 def _write(loaded: _Loaded, config: PredictConfig, spans: Spans) -> Finished:
     plan, out = loaded.plan, loaded.out
-    done = loaded.block.finish()
+    done = replace(loaded.block.finish(), failed=loaded.failed)
     spans.forwarded += done.tiles_forwarded
     spans.nonfinite += done.nonfinite
-    finished = Finished(
-        class_pixels(done.mask, len(plan.spec.classes)),
-        done.tiles_forwarded + done.tiles_skipped,
-        done.tiles_skipped,
-        1,
-    )
+    record = record_of(0, done, (), len(plan.spec.classes))
+    finished = Finished(record.pixels, record.tiles, record.tiles_skipped, 1, record.invalid)
+    finished.check(plan)
     folder = run_folder(out)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         check_in_progress(out, plan, overwrite=config.overwrite)
         try:
             if plan.format == "zarr":
-                _write_store(plan, done, finished, folder)
+                _write_store(plan, done, finished, record, folder)
                 publish(folder / STORE, out, overwrite=config.overwrite)
             else:
                 export(
-                    plan,
+                    plan_document(plan, finished),
+                    plan.spec,
                     lambda window: done.mask[window.slices()],
                     lambda window: _planes(done, window),
                     out,
-                    finished,
+                    [record],
                     overwrite=config.overwrite,
                 )
         finally:
@@ -242,7 +245,9 @@ def _planes(done: Forwarded, window: Window) -> NDArray[Any]:
     return done.probabilities[(slice(None), *window.slices())]
 
 
-def _write_store(plan: Plan, done: Forwarded, finished: Finished, folder: Path) -> None:
+def _write_store(
+    plan: Plan, done: Forwarded, finished: Finished, record: BlockRecord, folder: Path
+) -> None:
     root = folder / STORE
     if root.exists():
         shutil.rmtree(root)
@@ -252,10 +257,9 @@ def _write_store(plan: Plan, done: Forwarded, finished: Finished, folder: Path) 
     if done.probabilities is not None:
         stored += store.write("prob", done.probabilities, 0, 0)
     stored += upper_levels(store, 1)
-    files = tuple((c.path, c.sha256, c.size) for c in stored)
-    record = BlockRecord(0, files, finished.pixels, finished.tiles, finished.tiles_skipped)
     document = encode_document(plan_document(plan, finished))
-    store.finish(finished.pixels, {"plan": document, "journal": encode(record)})
+    journal = encode(replace(record, files=files_of(stored)))
+    store.finish(finished.pixels, {"plan": document, "journal": journal})
 
 
 def pack_task(

@@ -20,12 +20,24 @@ from tilenet.models.store import ModelFiles
 from tilenet.sinks import MaskSpec, zarr_format_for
 from tilenet.sources import CACHE_BYTES, RasterInfo
 
-__all__ = ["Format", "Plan", "TileChoice", "choose_tile", "make_plan"]
+__all__ = [
+    "SUFFIXES",
+    "Format",
+    "Plan",
+    "TileChoice",
+    "block_levels",
+    "check_png",
+    "choose_tile",
+    "hash_of",
+    "make_plan",
+]
 
 SCHEMA = 1
 """Version of the arithmetic: two tilenet releases with one number give the same bytes."""
 
 Format = Literal["zarr", "cog", "png"]
+
+SUFFIXES: dict[str, Format] = {".zarr": "zarr", ".tif": "cog", ".tiff": "cog", ".png": "png"}
 
 _LOCAL_TILE, _LOCAL_OVERLAP = 1024, 256
 _UNKNOWN_TILE = 512
@@ -90,6 +102,25 @@ def choose_tile(files: ModelFiles, shape: NetworkShape, config: PredictConfig) -
     return TileChoice(tile, tile - stride, divisor, shape.fixed is not None)
 
 
+def hash_of(identity: dict[str, Any]) -> str:
+    """Return the hash of a plan's identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def block_levels(lattice: Lattice, spec: MaskSpec) -> int:
+    """Return how many pyramid levels a block makes alone: those in which it is whole chunks."""
+    cores, levels = (lattice.rows.core, lattice.cols.core), 0
+    while all(core % (spec.chunk << (levels + 1)) == 0 for core in cores):
+        levels += 1
+    return min(levels, len(spec.levels) - 1)
+
+
+def check_png(height: int, width: int, where: object) -> None:
+    """Raise UsageError if a mask is too large for a PNG."""
+    if height * width > _MAX_PNG_PIXELS:
+        raise UsageError("too large for a PNG, which is made in memory", where, "use .tif")
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Everything that decides the bytes of one mask.
@@ -118,6 +149,10 @@ class Plan:
         Chunk side in pixels.
     skip_nodata : bool
         Whether tiles without kept pixels are skipped.
+    strict : bool
+        Whether a native block that cannot be read ends the run.
+    read_timeout : float
+        Seconds after which a read counts as stuck.
     """
 
     raster: RasterInfo
@@ -131,6 +166,8 @@ class Plan:
     zarr_format: Literal[2, 3]
     chunk: int
     skip_nodata: bool
+    strict: bool = False
+    read_timeout: float = 600.0
 
     @property
     def decision(self) -> Decision:
@@ -156,10 +193,7 @@ class Plan:
     @property
     def block_levels(self) -> int:
         """How many pyramid levels a block makes alone: those in which it is whole chunks."""
-        cores, levels = (self.lattice.rows.core, self.lattice.cols.core), 0
-        while all(core % (self.chunk << (levels + 1)) == 0 for core in cores):
-            levels += 1
-        return min(levels, len(self.spec.levels) - 1)
+        return block_levels(self.lattice, self.spec)
 
     @property
     def read_amplification(self) -> float:
@@ -198,7 +232,7 @@ class Plan:
     @property
     def hash(self) -> str:
         """The hash of the identity."""
-        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+        return hash_of(self.identity())
 
     def dump(self) -> bytes:
         """Return the plan as JSON."""
@@ -256,8 +290,8 @@ def make_plan(
             raster.path,
             "choose with --bands, counted from 1",
         )
-    if output == "png" and raster.height * raster.width > _MAX_PNG_PIXELS:
-        raise UsageError("too large for a PNG, which is made in memory", raster.path, "use .tif")
+    if output == "png":
+        check_png(raster.height, raster.width, raster.path)
     choice = choose_tile(files, shape, config)
     if config.block is not None:
         core_rows = core_cols = config.block
@@ -281,4 +315,6 @@ def make_plan(
         zarr_format=automatic if config.zarr_format == "auto" else int(config.zarr_format),  # type: ignore[arg-type]
         chunk=config.chunk,
         skip_nodata=config.skip_nodata,
+        strict=config.strict,
+        read_timeout=config.read_timeout,
     )

@@ -6,9 +6,11 @@ reports travel. Doing a task twice, or in two places at once, gives the same fil
 
 from __future__ import annotations
 
+import hashlib
 import threading
+from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,17 +21,19 @@ from numpy.typing import NDArray
 from tilenet.classes import NODATA
 from tilenet.engine import spill
 from tilenet.engine.block import BlockJob, Forwarded, drive, join
-from tilenet.engine.journal import BlockRecord
+from tilenet.engine.journal import KILLS, NEIGHBOUR, UNREADABLE, BlockRecord, Invalid
 from tilenet.engine.meter import Spans
 from tilenet.engine.output import PLAN
-from tilenet.engine.plan import Plan
+from tilenet.engine.plan import Plan, block_levels
 from tilenet.engine.reading import read_window
 from tilenet.geometry import Window
+from tilenet.lattice import Lattice
 from tilenet.models.session import Session, Setup, open_session
 from tilenet.models.store import ModelFiles
 from tilenet.pyramid import halve
 from tilenet.sinks import MaskStore, StoredChunk
 from tilenet.sources import Raster
+from tilenet.watchdog import watched
 
 __all__ = [
     "STORE",
@@ -37,10 +41,18 @@ __all__ = [
     "Blocks",
     "Worker",
     "class_pixels",
+    "files_of",
+    "finish_block",
     "forget_runs",
     "forward_task",
+    "is_lost",
     "join_task",
+    "lose_block",
+    "mark_lost",
+    "record_of",
     "session_for",
+    "unreadable",
+    "write_block",
 ]
 
 STORE, STRIPS = "store", "strips"
@@ -71,6 +83,99 @@ def class_pixels(mask: NDArray[np.uint8], classes: int) -> dict[int, int]:
     for start in range(0, mask.shape[0], 64):  # bincount widens what it counts
         total += np.bincount(mask[start : start + 64].ravel(), minlength=256)
     return {value: int(total[value]) for value in (*range(classes), NODATA)}
+
+
+def unreadable(windows: Iterable[Window], core: Window) -> tuple[tuple[Window, str], ...]:
+    """Return what of a core lies in windows that cannot be read, as `Forwarded.failed`."""
+    parts = (window.intersection(core) for window in windows)
+    return tuple((part, UNREADABLE) for part in parts if part.pixels)
+
+
+def files_of(stored: Iterable[StoredChunk]) -> tuple[tuple[str, str | None, int], ...]:
+    """Return stored chunks as a journal keeps them."""
+    return tuple((chunk.path, chunk.sha256, chunk.size) for chunk in stored)
+
+
+def write_block(
+    store: MaskStore,
+    lattice: Lattice,
+    block: int,
+    mask: NDArray[np.uint8],
+    probabilities: NDArray[np.uint8] | None,
+) -> list[StoredChunk]:
+    """Store a decided block: chunks, probabilities, and the pyramid levels it makes alone."""
+    core = lattice.core(block)
+    stored = store.write("mask", mask, core.row, core.col)
+    if probabilities is not None:
+        stored += store.write("prob", probabilities, core.row, core.col)
+    level = mask
+    for path, factor, *_ in store.spec.levels[1 : block_levels(lattice, store.spec) + 1]:
+        level = halve(level)
+        stored += store.write(path, level, core.row // factor, core.col // factor)
+    return stored
+
+
+def mark_lost(folder: Path, invalid: Iterable[Invalid]) -> None:
+    """Note in a run folder the blocks that can never be forwarded, so that nobody waits for them.
+
+    Their own pixels have no answer, nor have those of their neighbours that their tiles reach.
+    """
+    for one in invalid:
+        if one.why == KILLS:
+            (folder / STRIPS / f"{one.block}.lost").touch()
+
+
+def is_lost(folder: Path, block: int) -> bool:
+    """Return whether a block can never be forwarded."""
+    return (folder / STRIPS / f"{block}.lost").exists()
+
+
+def lose_block(folder: Path, plan: Plan, block: int) -> BlockRecord:
+    """Store a block that nobody can make as pixels without an answer; return its record."""
+    core, spec = plan.lattice.core(block), plan.spec
+    mask = np.full((core.height, core.width), NODATA, np.uint8)
+    shape = (len(spec.channels), core.height, core.width)
+    probabilities = np.zeros(shape, np.uint8) if spec.channels else None
+    store = MaskStore(folder / STORE, spec)
+    stored = write_block(store, plan.lattice, block, mask, probabilities)
+    rows, cols = plan.lattice.own_tiles(block)
+    nothing = np.zeros((0, 0, 0), np.int32)
+    done = Forwarded(
+        mask, probabilities, nothing, nothing, {}, 0, len(rows) * len(cols), 0, ((core, KILLS),)
+    )
+    record = record_of(block, done, stored, len(spec.classes))
+    mark_lost(folder, record.invalid)
+    return record
+
+
+def record_of(
+    block: int, done: Forwarded, stored: Iterable[StoredChunk], classes: int
+) -> BlockRecord:
+    """Return the record of a block that is decided and stored.
+
+    Parameters
+    ----------
+    block : int
+        Its number.
+    done : Forwarded
+        Its pixels.
+    stored : iterable of StoredChunk
+        Its chunks; none for a mask in one file.
+    classes : int
+        How many classes there are.
+    """
+    digest = hashlib.sha256(np.ascontiguousarray(done.mask))
+    if done.probabilities is not None:
+        digest.update(np.ascontiguousarray(done.probabilities))
+    return BlockRecord(
+        block,
+        files_of(stored),
+        class_pixels(done.mask, classes),
+        done.tiles_forwarded + done.tiles_skipped,
+        done.tiles_skipped,
+        digest.hexdigest(),
+        tuple(Invalid(block, w.row, w.col, w.height, w.width, why) for w, why in done.failed),
+    )
 
 
 @dataclass(frozen=True)
@@ -114,9 +219,12 @@ class Worker:
     ) -> Forwarded:
         """Read a block and forward its own tiles."""
         plan = self.plan
-        with spans.reading():
+        damaged: list[Window] = []
+        with spans.reading(), watched(plan.raster.path, plan.read_timeout):
             pixels, valid = self.raster.read(
-                read_window(plan.lattice, block, plan.model.card.margin), plan.model.card.offset
+                read_window(plan.lattice, block, plan.model.card.margin),
+                plan.model.card.offset,
+                None if plan.strict else damaged,
             )
         session = self.session
         job = BlockJob(
@@ -137,7 +245,7 @@ class Worker:
             done = job.finish()
         spans.forwarded += done.tiles_forwarded
         spans.nonfinite += done.nonfinite
-        return done
+        return replace(done, failed=unreadable(damaged, plan.lattice.core(block)))
 
     def forward_to_files(self, block: int, spans: Spans) -> None:
         """Forward a block into the run folder: strips, frames and, last, what is decided."""
@@ -160,6 +268,8 @@ class Worker:
         own = {"mask": done.mask, "tiles": np.array([done.tiles_forwarded, done.tiles_skipped])}
         if done.probabilities is not None:
             own["probabilities"] = done.probabilities
+        if done.failed:
+            own["unreadable"] = np.array([astuple(window) for window, _ in done.failed])
         with spans.writing():
             spans.strip_bytes += spill.write(self.strips(decided), own)
 
@@ -178,7 +288,9 @@ class Worker:
             return self.forward(block, spans)
         forwarded, skipped = found["tiles"].tolist()
         mask, probabilities = found["mask"], found.get("probabilities")
-        return Forwarded(mask, probabilities, upper, lower, {}, forwarded, skipped, 0)
+        damaged = [Window(*map(int, one)) for one in found.get("unreadable", ())]
+        failed = unreadable(damaged, core)
+        return Forwarded(mask, probabilities, upper, lower, {}, forwarded, skipped, 0, failed)
 
     def _rows(self, name: str, height: int, width: int) -> spill.RowsReader:
         return spill.RowsReader(self.strips(name), (self.plan.channels, height, width))
@@ -191,17 +303,11 @@ class Worker:
         except ValueError:
             return self.forward(giver, spans, window).strips[taker]
 
-    def write(self, block: int, done: Forwarded) -> list[StoredChunk]:
-        """Store a finished block: chunks, probabilities, and the pyramid levels it makes alone."""
-        core = self.plan.lattice.core(block)
-        stored = self.store.write("mask", done.mask, core.row, core.col)
-        if done.probabilities is not None:
-            stored += self.store.write("prob", done.probabilities, core.row, core.col)
-        level = done.mask
-        for path, factor, *_ in self.plan.spec.levels[1 : self.plan.block_levels + 1]:
-            level = halve(level)
-            stored += self.store.write(path, level, core.row // factor, core.col // factor)
-        return stored
+    def write(
+        self, block: int, mask: NDArray[np.uint8], probabilities: NDArray[np.uint8] | None
+    ) -> list[StoredChunk]:
+        """Store a decided block: chunks, probabilities, and the pyramid levels it makes alone."""
+        return write_block(self.store, self.plan.lattice, block, mask, probabilities)
 
 
 @lru_cache(maxsize=8)
@@ -230,23 +336,29 @@ def join_task(folder: str, run: str, blocks: Blocks) -> tuple[list[BlockRecord],
     return records, spans.close()
 
 
-def _join(worker: Worker, block: int, spans: Spans) -> BlockRecord:
+def finish_block(worker: Worker, block: int, spans: Spans) -> Forwarded:
+    """Return a block joined with its neighbours' strips, each from its file or made again."""
     lattice = worker.plan.lattice
+    core = lattice.core(block)
     with ExitStack() as files:
-        own = worker.own_half(block, spans)
-        strips = {giver: worker.strip(giver, block, spans) for giver in lattice.givers(block)}
+        own, strips = worker.own_half(block, spans), {}
+        for giver in lattice.givers(block):
+            if is_lost(worker.folder, giver):
+                window = lattice.strip(giver, block)
+                own.mask[window.slices(core.row, core.col)] = NODATA
+                own = replace(own, failed=(*own.failed, (window, NEIGHBOUR)))
+            else:
+                strips[giver] = worker.strip(giver, block, spans)
         for rows in (own.top, own.left, *strips.values()):
             if isinstance(rows, spill.RowsReader):
                 files.callback(rows.close)
         with spans.writing():
             join(lattice, block, own, strips, worker.plan.decision)
+    return own
+
+
+def _join(worker: Worker, block: int, spans: Spans) -> BlockRecord:
+    own = finish_block(worker, block, spans)
     with spans.writing():
-        stored = worker.write(block, own)
-        pixels = class_pixels(own.mask, len(worker.plan.spec.classes))
-    return BlockRecord(
-        block,
-        tuple((chunk.path, chunk.sha256, chunk.size) for chunk in stored),
-        pixels,
-        own.tiles_forwarded + own.tiles_skipped,
-        own.tiles_skipped,
-    )
+        stored = worker.write(block, own.mask, own.probabilities)
+        return record_of(block, own, stored, len(worker.plan.spec.classes))

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from tilenet.errors import ModelError
 from tilenet.models.card import ModelCard, parse_card
 
-__all__ = ["BUNDLED", "ModelFiles", "bundled_models", "cache_folder", "find_model"]
+__all__ = ["BUNDLED", "ModelFiles", "bundled_models", "cache_folder", "find_model", "identified"]
 
 BUNDLED = Path(__file__).parent / "bundled"
 DEFAULT_CONVERSION = (
@@ -88,7 +88,8 @@ def _hash(*parts: Path | bytes) -> str:
     return digest.hexdigest()
 
 
-def _identity(files: ModelFiles) -> ModelFiles:
+def identified(files: ModelFiles) -> ModelFiles:
+    """Return a model with its hash, and its weights by their absolute path."""
     card = files.card.model_dump_json(
         include={"classes", "bands", "value_range", "mean", "std", "activation", "margin"}
     ).encode()
@@ -124,7 +125,7 @@ def _from_folder(folder: Path, card_path: Path | None, overrides: dict[str, Any]
             f"tilenet.json says {card.band_count} bands, config.json "
             f"{config.get('in_channels', 3)}", folder, "correct one of them",
         )  # fmt: skip
-    return _identity(ModelFiles("smp", weights, config, card, ""))
+    return identified(ModelFiles("smp", weights, config, card, ""))
 
 
 def _from_onnx(path: Path, card_path: Path | None, overrides: dict[str, Any]) -> ModelFiles:
@@ -135,7 +136,7 @@ def _from_onnx(path: Path, card_path: Path | None, overrides: dict[str, Any]) ->
         from tilenet.models.openvino_backend import onnx_shape
 
         text, overrides = b"{}", overrides | {"bands": onnx_shape(path).bands}
-    return _identity(ModelFiles("onnx", path, {}, parse_card(text, str(sidecar), overrides), ""))
+    return identified(ModelFiles("onnx", path, {}, parse_card(text, str(sidecar), overrides), ""))
 
 
 def _from_hub(name: str) -> Path:

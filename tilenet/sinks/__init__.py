@@ -7,6 +7,8 @@ schedulers, and imports neither torch nor Dask.
 from tilenet.sinks.geotiff import write_geotiff, write_probabilities
 from tilenet.sinks.metadata import warnings_for
 from tilenet.sinks.png import write_png
+from tilenet.sinks.seal import Seal
+from tilenet.sinks.skeleton import complete, seal_path
 from tilenet.sinks.spec import ArrayLayout, MaskSpec, zarr_format_for
 from tilenet.sinks.store import MaskStore, StoredChunk, documents, open_store
 
@@ -14,9 +16,12 @@ __all__ = [
     "ArrayLayout",
     "MaskSpec",
     "MaskStore",
+    "Seal",
     "StoredChunk",
+    "complete",
     "documents",
     "open_store",
+    "seal_path",
     "warnings_for",
     "write_geotiff",
     "write_png",

@@ -6,6 +6,7 @@ none; what comes out is a dictionary of files.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -28,9 +29,10 @@ from tilenet.sinks.metadata import (
     root_attributes,
     spatial_ref_attributes,
 )
-from tilenet.sinks.spec import ArrayLayout, MaskSpec
+from tilenet.sinks.seal import SEAL, Seal
+from tilenet.sinks.spec import ArrayLayout, MaskSpec, ZarrFormat
 
-__all__ = ["complete", "encode", "skeleton"]
+__all__ = ["complete", "encode", "seal_path", "skeleton"]
 
 Files = Mapping[str, bytes]
 """Contents by path relative to a store's root."""
@@ -84,10 +86,28 @@ def complete(spec: MaskSpec, pixels: Mapping[int, int], documents: Files) -> Fil
     for name in sorted(documents):
         _small(spec, folder, name, np.frombuffer(documents[name], np.uint8), ("byte",), {})
     root.attrs.put(root_attributes(spec, pixels=pixels, complete=True))
+    blank = Seal.blank([*memory, *_sealed_later(spec)], documents).encode()
+    _small(spec, folder, SEAL, np.frombuffer(blank, np.uint8), ("byte",), {}, compressed=False)
     # True of format 3, and harmless: readers that do not know it read the single files.
     with ignoring(ZarrUserWarning, "Consolidated metadata"):
         zarr.consolidate_metadata(store, zarr_format=spec.zarr_format)
-    return _files(memory)
+    files, place = dict(_files(memory)), seal_path(spec.zarr_format)
+    hashes = {p: hashlib.sha256(data).hexdigest() for p, data in files.items() if p != place}
+    files[place] = Seal(hashes, documents).encode()
+    assert len(files[place]) == len(blank), "the seal keeps its size"
+    return files
+
+
+def seal_path(zarr_format: ZarrFormat) -> str:
+    """Return where a store's seal lies."""
+    return f"tilenet/{SEAL}/0" if zarr_format == 2 else f"tilenet/{SEAL}/c/0"
+
+
+def _sealed_later(spec: MaskSpec) -> list[str]:
+    """Return the metadata that comes with the seal and after it."""
+    if spec.zarr_format == 2:
+        return [f"tilenet/{SEAL}/.zarray", f"tilenet/{SEAL}/.zattrs", ".zmetadata"]
+    return [f"tilenet/{SEAL}/zarr.json"]
 
 
 def _pixels(spec: MaskSpec, group: zarr.Group, name: str, layout: ArrayLayout, factor: int) -> None:
@@ -129,6 +149,8 @@ def _small(
     values: NDArray[Any],
     dimensions: tuple[str, ...],
     attributes: dict[str, Any],
+    *,
+    compressed: bool = True,
 ) -> None:
     """Write a small array in one chunk, fill values included."""
     v2 = spec.zarr_format == 2
@@ -142,7 +164,7 @@ def _small(
         fill_value=missing,
         attributes=named,
         config={"write_empty_chunks": True},
-        **_storage(spec, dimensions),
+        **{**_storage(spec, dimensions), **({} if compressed else {"compressors": None})},
     )
     created[...] = values
 

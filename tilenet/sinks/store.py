@@ -25,6 +25,7 @@ from tilenet import durable
 from tilenet.errors import InputError, OutputError, VerifyError
 from tilenet.geometry import Window
 from tilenet.sinks.metadata import SCHEMA
+from tilenet.sinks.seal import SEAL
 from tilenet.sinks.skeleton import complete, encode, skeleton
 from tilenet.sinks.spec import ArrayLayout, MaskSpec
 
@@ -252,7 +253,11 @@ def documents(root: Path) -> dict[str, bytes]:
         return {}
     folder = group["tilenet"]
     assert isinstance(folder, zarr.Group), "our documents lie in a group"
-    return {name: np.asarray(array[...]).tobytes() for name, array in sorted(folder.arrays())}
+    return {
+        name: np.asarray(array[...]).tobytes()
+        for name, array in sorted(folder.arrays())
+        if name != SEAL
+    }
 
 
 def _check_extent(layout: ArrayLayout, shape: tuple[int, ...], row: int, col: int) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader
 
-from tilenet.errors import InputError, TilenetError
+from tilenet.errors import InputError, ResourceError, TilenetError
 from tilenet.geometry import Georeference, Window, reflect
 from tilenet.quiet import ignoring
+from tilenet.sources.salvage import Pixels, is_out_of_memory, salvage
 from tilenet.sources.validity import invalid_values, validity_of
 
 __all__ = ["CACHE_BYTES", "DRIVERS", "Raster", "RasterInfo", "open_raster"]
@@ -35,6 +38,9 @@ opened: a file from a stranger must not make us read other files or the network.
 
 CACHE_BYTES = 32 << 20
 """Of decoded pixels, in GDAL."""
+_INDEPENDENT = {"GTiff", "JP2OpenJPEG", "HFA", "NITF", "PCIDSK", "ENVI", "EHdr", "RMF"}
+"""Formats whose native blocks are decoded apart: one that is damaged leaves the others whole."""
+
 _MAX_BANDS = 4096
 _MAX_NATIVE_BLOCK_BYTES = 1 << 30
 _AS_READ = {"uint8", "uint16", "int16", "float32"}
@@ -283,13 +289,16 @@ class Raster:
         try:
             dataset = self._idle.pop()
         except IndexError:
-            dataset = _open(self.info.path, self.info.level)
+            try:
+                dataset = _open(self.info.path, self.info.level)
+            except Exception as error:
+                raise self._trouble("cannot be opened any more", error) from error
         yield dataset
         self._idle.append(dataset)
 
     def read(
-        self, window: Window, fill: NDArray[np.float64]
-    ) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+        self, window: Window, fill: NDArray[np.float64], damaged: list[Window] | None = None
+    ) -> Pixels:
         """Read a window; what lies beyond the raster is reflected into it.
 
         A pixel is valid if it is finite in every band, and not nodata in at least one (GDAL's
@@ -301,6 +310,10 @@ class Raster:
             At the chosen level; may reach beyond the right and lower border.
         fill : ndarray, shape (C,)
             What the network shall see at invalid values, rounded for integer pixels.
+        damaged : list of Window, optional
+            Takes the native blocks, cut to what is read, that cannot be decoded; their pixels
+            become invalid. Without it, and in formats that are one stream (PNG, JPEG), one such
+            block is an error.
 
         Returns
         -------
@@ -313,28 +326,53 @@ class Raster:
         ------
         InputError
             The pixels cannot be read.
+        ResourceError
+            For want of memory, or because the disk does not give the file.
         """
         rows = reflect(window.row, window.row_stop, self.info.height)
         cols = reflect(window.col, window.col_stop, self.info.width)
         box = Window.from_bounds(
             int(rows.min()), int(cols.min()), int(rows.max()) + 1, int(cols.max()) + 1
         )
-        try:
-            with _environment(), self._dataset() as dataset:
-                pixels, valid = self._read(dataset, box, fill)
-        except Exception as error:  # GDAL's own classes are neither RasterioError nor OSError
-            raise InputError(
-                f"pixels cannot be read: {error}", f"{self.info.path} {box}", "check the file"
-            ) from error
+        with _environment(), self._dataset() as dataset:
+            try:
+                pixels, valid = self._read_around(dataset, box, fill, damaged)
+            except Exception as error:  # GDAL's own classes are neither RasterioError nor OSError
+                raise self._trouble(f"pixels cannot be read at {box}", error) from error
         if (box.height, box.width) != (window.height, window.width):
             index = np.ix_(rows - box.row, cols - box.col)
             pixels = np.ascontiguousarray(pixels[:, index[0], index[1]])
             valid = None if valid is None else valid[index]
         return pixels, valid
 
-    def _read(
-        self, dataset: Any, box: Window, fill: NDArray[np.float64]
-    ) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    def _trouble(self, what: str, error: Exception) -> TilenetError:
+        """Return our error for one of GDAL's, which does not tell the file from the machine."""
+        if is_out_of_memory(error):
+            return ResourceError("out of memory", self.info.path, "use a smaller --block")
+        try:
+            with Path(self.info.path).open("rb") as file:
+                file.read(1)
+        except OSError as system:
+            if system.errno not in (errno.ENOENT, errno.ENOTDIR):
+                return ResourceError(
+                    f"cannot be read: {system.strerror}", self.info.path, "a rerun resumes"
+                )
+        return InputError(f"{what}: {error}", self.info.path, "check the file")
+
+    def _read_around(
+        self, dataset: Any, box: Window, fill: NDArray[np.float64], damaged: list[Window] | None
+    ) -> Pixels:
+        """Read a window; where native blocks are independent, around those that fail."""
+        try:
+            return self._read(dataset, box, fill)
+        except Exception as error:
+            if damaged is None or self.info.driver not in _INDEPENDENT or is_out_of_memory(error):
+                raise
+        blank = _as_pixels(fill, np.dtype(self.info.dtype))
+        read = partial(self._read, dataset, fill=fill)
+        return salvage(read, box, self.info.native_block, blank, damaged)
+
+    def _read(self, dataset: Any, box: Window, fill: NDArray[np.float64]) -> Pixels:
         where = ((box.row, box.row_stop), (box.col, box.col_stop))
         stored = dataset.read(self.info.bands, window=where)
         pixels = stored.astype(self.info.dtype, copy=False)
@@ -358,10 +396,13 @@ class Raster:
         if valid is not None:
             invalid = ~valid if invalid is None else invalid | ~valid
         if invalid is not None:
-            rounded = fill if pixels.dtype.kind == "f" else np.rint(fill)
-            values = rounded.astype(pixels.dtype)[:, None, None]
-            pixels = np.where(invalid, values, pixels)
+            pixels = np.where(invalid, _as_pixels(fill, pixels.dtype), pixels)
         return pixels, valid
+
+
+def _as_pixels(fill: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
+    rounded = fill if dtype.kind == "f" else np.rint(fill)
+    return rounded.astype(dtype)[:, None, None]
 
 
 def open_raster(

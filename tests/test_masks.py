@@ -1,0 +1,215 @@
+"""Finished masks: verified, repaired, exported."""
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+import rasterio
+import zarr
+from rasters import picture, write_tif
+
+from tilenet import mask_api
+from tilenet.api import predict
+from tilenet.config import PredictConfig
+from tilenet.errors import InputError, OutputError, UsageError, VerifyError
+
+SMALL = {"tile": 64, "overlap": 16, "chunk": 64, "precision": "fp32"}
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Dataset has no geotransform:rasterio.errors.NotGeoreferencedWarning"
+)
+
+
+def make(folder, models, name, *, georeferenced=True, **options):
+    source = folder / "a.tif"
+    if not source.exists():
+        write_tif(source, picture(300, 280), georeferenced=georeferenced)
+    config = PredictConfig(model=str(models / "conv.onnx"), **SMALL | options)
+    predict([source], folder / name, config)
+    return folder / name
+
+
+@pytest.fixture(scope="module")
+def masks(models, tmp_path_factory):
+    """Return the folder of finished masks: blocks and a pack, stores of both formats and files."""
+    folder = tmp_path_factory.mktemp("masks")
+    make(folder, models, "blocks.zarr", block=128, probabilities=True)
+    make(folder, models, "v2.zarr", block=128, zarr_format="2")
+    make(folder, models, "pack.zarr", block=512)
+    make(folder, models, "blocks.tif", block=128, probabilities=True)
+    make(folder, models, "pack.png", block=512)
+    return folder
+
+
+@pytest.fixture
+def mask(masks, tmp_path, request):
+    """Return a copy of one mask; its source and model stay where they are."""
+    name = request.param
+    for path in masks.glob(f"{name.partition('.')[0]}.*"):
+        copy = shutil.copytree if path.is_dir() else shutil.copy2
+        copy(path, tmp_path / path.name)
+    return tmp_path / name
+
+
+def contents(mask):
+    files = [p for p in mask.parent.rglob("*") if p.is_file() and "foreign" not in str(p)]
+    return {str(p.relative_to(mask.parent)): p.read_bytes() for p in files}
+
+
+def parts(mask):
+    """Return the files that hold the mask."""
+    if mask.is_dir():
+        return sorted(p for p in mask.rglob("*") if p.is_file())
+    return [p for p in (mask, mask.with_name(f"{mask.stem}.prob.tif")) if p.exists()]
+
+
+ALL = ["blocks.zarr", "v2.zarr", "pack.zarr", "blocks.tif", "pack.png"]
+
+
+@pytest.mark.parametrize("mask", ALL, indirect=True)
+def test_a_finished_mask_is_whole(cli, mask):
+    done = cli("verify", mask, "--json")
+    assert done.code == 0
+    found = json.loads(done.out)
+    assert found["ok"]
+    assert found["bad"] == []
+    assert found["blocks"] == (1 if mask.stem == "pack" else 9)
+
+
+@pytest.mark.parametrize("mask", ALL, indirect=True)
+def test_every_bit_counts_and_comes_back(mask):
+    good, rng = contents(mask), random.Random(mask.name)
+    for part in rng.sample(parts(mask), min(8, len(parts(mask)))):
+        data = bytearray(part.read_bytes())
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        part.write_bytes(data)
+        found = mask_api.verify(mask)
+        assert not found.ok
+        assert part.name in {bad.file.rpartition("/")[2] for bad in found.bad}
+        mended = mask_api.verify(mask, repair=True)
+        assert mended.ok
+        assert mended.repaired == found.bad
+        assert contents(mask) == good
+
+
+@pytest.mark.parametrize("mask", ["blocks.zarr", "v2.zarr"], indirect=True)
+def test_the_block_is_named(cli, mask):
+    with zarr.open_group(mask, mode="r", use_consolidated=False).store:
+        pass
+    chunk = mask / ("mask/4/3" if mask.stem == "v2" else "mask/c/4/3")
+    chunk.unlink()
+    done = cli("verify", mask, "--json")
+    assert done.code == 8
+    assert done.err.count("tilenet: error: ") == 1
+    [bad] = json.loads(done.out)["bad"]
+    assert bad == {"file": chunk.relative_to(mask).as_posix(), "what": "missing", "block": 7}
+
+
+@pytest.mark.parametrize("mask", ["blocks.zarr"], indirect=True)
+def test_swapped_doubled_and_foreign_files(mask):
+    good = contents(mask)
+    one, two = mask / "mask/c/0/0", mask / "mask/c/2/1"
+    first, second = one.read_bytes(), two.read_bytes()
+    one.write_bytes(second)
+    two.write_bytes(first)
+    (mask / "mask/c/1/1").write_bytes(first)
+    (mask / "mask/c/9").mkdir()
+    (mask / "mask/c/9/9").write_bytes(first)
+    (mask / "notes.txt").write_text("mine")
+    (mask / "ovr_2x/link").symlink_to(mask / "mask")
+    found = mask_api.verify(mask)
+    assert {(bad.file, bad.what, bad.block) for bad in found.bad} == {
+        ("mask/c/0/0", "damaged", 0), ("mask/c/2/1", "damaged", 3), ("mask/c/1/1", "damaged", 0),
+        ("mask/c/9/9", "foreign", None), ("notes.txt", "foreign", None),
+        ("ovr_2x/link", "foreign", None),
+    }  # fmt: skip
+    assert mask_api.verify(mask, repair=True).ok
+    assert contents(mask) == good
+    assert (mask.with_name("blocks.zarr.foreign") / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("mask", ["blocks.zarr", "blocks.tif"], indirect=True)
+def test_many_losses_at_once(mask):
+    good = contents(mask)
+    if mask.is_dir():
+        shutil.rmtree(mask / "mask")
+        shutil.rmtree(mask / "ovr_2x")
+        (mask / "tilenet/seal/c/0").unlink()
+    else:
+        mask.unlink()
+    assert not mask_api.verify(mask).ok
+    assert mask_api.verify(mask, repair=True).ok
+    assert contents(mask) == good
+
+
+@pytest.mark.parametrize("mask", ["blocks.tif"], indirect=True)
+def test_the_document_beside_a_file_is_needed(mask):
+    document = mask.with_name("blocks.tif.tilenet.json")
+    document.write_bytes(document.read_bytes().replace(b'"tiles"', b'"tiled"'))
+    with pytest.raises(VerifyError, match="document"):
+        mask_api.verify(mask)
+
+
+@pytest.mark.parametrize("mask", ["blocks.zarr"], indirect=True)
+def test_a_moved_source(mask, tmp_path, models):
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    out = make(folder, models, "x.zarr", block=128)
+    (folder / "a.tif").rename(tmp_path / "a.tif")
+    (out / "mask/c/0/0").write_bytes(b"")
+    with pytest.raises(InputError, match="--input"):
+        mask_api.verify(out, repair=True)
+    assert mask_api.verify(out, repair=True, source=tmp_path / "a.tif").ok
+
+
+def test_a_changed_source_repairs_nothing(tmp_path, models):
+    out = make(tmp_path, models, "x.zarr", block=128)
+    write_tif(tmp_path / "a.tif", picture(300, 280, seed=9), georeferenced=True)
+    (out / "mask/c/0/0").write_bytes(b"")
+    with pytest.raises(InputError, match="differs in input"):
+        mask_api.verify(out, repair=True)
+    assert (out / "mask/c/0/0").read_bytes() == b""
+
+
+def test_verify_refuses_what_is_no_mask(cli, tmp_path, masks):
+    assert cli("verify", tmp_path / "missing.zarr").code == 3
+    assert cli("verify", masks / "a.tif").code == 3
+    assert cli("verify", tmp_path).code == 3
+
+
+@pytest.mark.parametrize(("source", "out"), [
+    ("blocks.zarr", "blocks.tif"), ("blocks.tif", "blocks.zarr"), ("pack.zarr", "pack.png"),
+])  # fmt: skip
+def test_an_export_has_the_bytes_of_a_run(cli, masks, tmp_path, source, out):
+    done = cli("export", masks / source, tmp_path / out)
+    assert done.code == 0, done.err
+    made, ran = contents(tmp_path / out), contents(masks / out)
+    assert made
+    assert made == {name: ran[name] for name in made}
+    assert mask_api.verify(tmp_path / out).ok
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_export_reads_back(masks, tmp_path):
+    out = mask_api.export(masks / "v2.zarr", tmp_path / "x.tif")
+    mask = zarr.open_group(masks / "v2.zarr", mode="r", use_consolidated=False)["mask"]
+    with rasterio.open(out) as src:
+        assert (src.read(1) == np.asarray(mask[...])).all()
+
+
+def test_export_refuses(masks, tmp_path):
+    (tmp_path / "theirs.tif").write_bytes(b"theirs")
+    with pytest.raises(OutputError, match="not tilenet's"):
+        mask_api.export(masks / "v2.zarr", tmp_path / "theirs.tif", overwrite=True)
+    with pytest.raises(UsageError, match="end another"):
+        mask_api.export(masks / "v2.zarr", tmp_path / "x.jpg")
+    mask_api.export(masks / "v2.zarr", tmp_path / "x.tif")
+    with pytest.raises(OutputError, match="exists"):
+        mask_api.export(masks / "v2.zarr", tmp_path / "x.tif")
+    assert mask_api.export(masks / "v2.zarr", tmp_path / "x.tif", overwrite=True)
+    shutil.copytree(masks / "v2.zarr", tmp_path / "v2.zarr")
+    (tmp_path / "v2.zarr/mask/0/0").write_bytes(b"")
+    with pytest.raises(VerifyError, match="damaged"):
+        mask_api.export(tmp_path / "v2.zarr", tmp_path / "y.tif")

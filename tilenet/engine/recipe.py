@@ -1,0 +1,121 @@
+"""What a finished mask keeps so that any of its blocks can be made again: the plan, made portable.
+
+It says where raster and model lay and how the work was cut; nothing of threads, batches and
+schedulers, so the same mask has the same recipe however it was made.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tilenet.blend import Blend
+from tilenet.engine.plan import Plan
+from tilenet.errors import InputError, ModelError
+from tilenet.lattice import Axis, Lattice
+from tilenet.models.card import parse_card
+from tilenet.models.session import choose, network_shape
+from tilenet.models.store import BUNDLED, ModelFiles, identified
+from tilenet.sources import open_raster
+
+__all__ = ["lattice_of", "plan_from", "recipe_of"]
+
+_HOME = "bundled:"
+
+
+def recipe_of(plan: Plan) -> dict[str, Any]:
+    """Return the recipe of a plan as plain JSON values."""
+    rows, cols = plan.lattice.rows, plan.lattice.cols
+    weights = plan.model.weights
+    bundled = weights.is_relative_to(BUNDLED)
+    return {
+        "input": plan.raster.path,
+        "model": {
+            "kind": plan.model.kind,
+            "weights": f"{_HOME}{weights.relative_to(BUNDLED)}" if bundled else str(weights),
+            "config": plan.model.config,
+            "card": plan.model.card.model_dump(mode="json", by_alias=True),
+        },
+        "fixed_tile": rows.fixed,
+        "block": [rows.core, cols.core],
+        "blend": str(plan.blend),
+        "skip_nodata": plan.skip_nodata,
+    }
+
+
+def _model_of(recipe: dict[str, Any], model: Path | None) -> ModelFiles:
+    kept = recipe["model"]
+    name = kept["weights"]
+    weights = BUNDLED / name.removeprefix(_HOME) if name.startswith(_HOME) else Path(name)
+    if model is not None:
+        weights = model / "model.safetensors" if model.is_dir() else model
+    if not weights.is_file():
+        raise ModelError("the model is not where it was", weights, "give it with --model")
+    card = parse_card(json.dumps(kept["card"]).encode(), str(weights), {})
+    return identified(ModelFiles(kept["kind"], weights, kept["config"], card, ""))
+
+
+def lattice_of(document: dict[str, Any]) -> Lattice:
+    """Return the tiles and blocks of a finished mask, from its document."""
+    identity, recipe = document["identity"], document["recipe"]
+    tile, stride = identity["tile"], identity["tile"] - identity["overlap"]
+    rows, cols = (
+        Axis(size, tile, stride, identity["divisor"], core, recipe["fixed_tile"])
+        for size, core in zip(identity["size"], recipe["block"], strict=True)
+    )
+    return Lattice(rows, cols)
+
+
+def plan_from(document: dict[str, Any], source: Path | None, model: Path | None) -> Plan:
+    """Return the plan of a finished mask, from its document.
+
+    Parameters
+    ----------
+    document : dict
+        With `identity` and `recipe`.
+    source, model : Path or None
+        Where raster and model lie now, if they were moved.
+
+    Raises
+    ------
+    InputError
+        The raster is missing or was changed, or the model is another one.
+    ModelError
+        The model is missing, or this machine cannot run it as it was run.
+    """
+    identity, recipe = document["identity"], document["recipe"]
+    path = Path(recipe["input"]) if source is None else source
+    if not path.exists():
+        raise InputError("the input is not where it was", path, "give it with --input")
+    files = _model_of(recipe, model)
+    setup = choose(
+        files,
+        device=identity["device"],
+        backend=identity["backend"],
+        precision=identity["precision"],
+        tile_pixels=identity["tile"] ** 2,
+    )
+    raster = open_raster(path, tuple(identity["bands"]), identity["level"]).info
+    plan = Plan(
+        raster=raster,
+        model=files,
+        channels=network_shape(files).channels,
+        setup=setup,
+        lattice=lattice_of(document),
+        blend=Blend(recipe["blend"]),
+        probabilities=identity["probabilities"],
+        format=identity["format"],
+        zarr_format=identity["zarr_format"],
+        chunk=identity["chunk"],
+        skip_nodata=recipe["skip_nodata"],
+    )
+    ours = plan.identity()
+    keys = [key for key in sorted(identity) if ours.get(key) != identity[key]]
+    if keys:
+        raise InputError(
+            f"what made the mask was changed since (differs in {', '.join(keys)})",
+            path,
+            "put the old one back, or run predict again with --overwrite",
+        )
+    return plan

@@ -1,0 +1,204 @@
+"""Making again just what is damaged in a finished mask, and nothing else.
+
+What is made is compared with the hash that the run left before it replaces anything. What is not
+ours is moved beside the mask, never deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilenet import durable
+from tilenet.engine.cluster import open_executor
+from tilenet.engine.inspection import Bad, Inspection, damaged_blocks, read_pixels
+from tilenet.engine.journal import Journal
+from tilenet.engine.large import JOURNAL, run_large
+from tilenet.engine.meter import Spans
+from tilenet.engine.output import (
+    PLAN,
+    locked,
+    probabilities_of,
+    remove_run_folder,
+    run_folder,
+)
+from tilenet.engine.plan import Plan
+from tilenet.engine.recipe import plan_from
+from tilenet.engine.task import STORE, STRIPS, Worker, files_of, finish_block, mark_lost
+from tilenet.errors import VerifyError
+from tilenet.geometry import Window
+from tilenet.pyramid import halve
+from tilenet.sinks import MaskStore, StoredChunk
+from tilenet.sources import Raster
+
+__all__ = ["repair"]
+
+Pixels = NDArray[np.uint8]
+
+
+def repair(found: Inspection, source: Path | None = None, model: Path | None = None) -> None:
+    """Make the damaged parts of a mask again.
+
+    Parameters
+    ----------
+    found : Inspection
+        What is damaged.
+    source, model : Path, optional
+        Where raster and model lie now, if they were moved.
+
+    Raises
+    ------
+    InputError, ModelError
+        The raster or the model is missing, or was changed.
+    VerifyError
+        What is made differs from what the run made.
+    OutputError
+        Another run or repair is at work on this mask.
+    """
+    if found.path.is_dir():
+        _repair_store(found, source, model)
+    else:
+        _repair_file(found, source, model)
+
+
+def _repair_store(found: Inspection, source: Path | None, model: Path | None) -> None:
+    root, folder = found.path, run_folder(found.path)
+    folder.mkdir(exist_ok=True)
+    with locked(folder):
+        try:
+            _move_aside(root, [bad for bad in found.bad if bad.what == "foreign"])
+            damaged = [bad for bad in found.bad if bad.what != "foreign"]
+            _put_metadata(found, [bad for bad in damaged if bad.block is None])
+            chunks = [bad for bad in damaged if bad.block is not None]
+            if chunks:
+                _put_chunks(found, folder, [bad.file for bad in chunks], source, model)
+        finally:
+            remove_run_folder(folder)
+
+
+def _move_aside(root: Path, foreign: Iterable[Bad]) -> None:
+    aside = root.with_name(f"{root.name}.foreign")
+    for bad in foreign:
+        target = aside / bad.file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        durable.rename(root / bad.file, target)
+
+
+def _differs(root: Path, file: str) -> VerifyError:
+    return VerifyError(
+        "what is made again differs from what the run wrote", root / file,
+        "repair it with the versions that made it, or run predict again with --overwrite",
+    )  # fmt: skip
+
+
+def _put_metadata(found: Inspection, bad: list[Bad]) -> None:
+    files = found.metadata() if bad else {}
+    for one in bad:
+        if one.file not in files:
+            raise _differs(found.path, one.file)
+        (found.path / one.file).parent.mkdir(parents=True, exist_ok=True)
+        durable.write(found.path / one.file, files[one.file])
+
+
+class _Bench:
+    """Where chunks are made again, one by one, before they go into the mask."""
+
+    def __init__(self, found: Inspection, folder: Path, plan: Plan) -> None:
+        self._root = found.path
+        self._wanted = {
+            path: digest for record in found.records for path, digest, _ in record.files
+        }
+        self.store = MaskStore(folder / STORE, plan.spec, lasting=False)
+        self.mask = MaskStore(found.path, plan.spec)
+        self.store.root.mkdir(exist_ok=True)
+
+    def put(self, stored: Iterable[StoredChunk], files: set[str]) -> None:
+        """Move those of the made chunks that are asked for into the mask, if they are right."""
+        for chunk in stored:
+            if chunk.path not in files:
+                continue
+            if chunk.sha256 is None or chunk.sha256 != self._wanted[chunk.path]:
+                raise _differs(self._root, chunk.path)
+            target = self._root / chunk.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            durable.write(target, (self.store.root / chunk.path).read_bytes())
+
+
+def _put_chunks(
+    found: Inspection, folder: Path, files: list[str], source: Path | None, model: Path | None
+) -> None:
+    plan = plan_from(found.document, source, model)
+    bench = _Bench(found, folder, plan)
+    levels = plan.spec.levels
+    own = {path for path, *_ in levels[: plan.block_levels + 1]} | {"prob"}
+    arrays = {name: set[str]() for name in plan.spec.layouts}
+    for name in files:
+        arrays[_array_of(name, arrays)].add(name)
+    asked = set().union(*(arrays[name] for name in own if name in arrays))
+    blocks = [
+        record.block for record in found.records
+        if record.block >= 0 and any(path in asked for path, *_ in record.files)
+    ]  # fmt: skip
+    _make_blocks(found, folder, plan, bench, blocks, asked)
+    for (below, _, rows, cols), (path, *_) in pairwise(levels):
+        if path in own:
+            continue
+        for name in sorted(arrays[path]):
+            row, col = (int(part) * plan.chunk for part in name.split("/")[-2:])
+            side = 2 * plan.chunk
+            window = Window(2 * row, 2 * col, side, side).intersection(Window(0, 0, rows, cols))
+            stored = bench.store.write(path, halve(bench.mask.read(below, window)), row, col)
+            bench.put(stored, arrays[path])
+
+
+def _array_of(file: str, arrays: Iterable[str]) -> str:
+    return max((name for name in arrays if file.startswith(f"{name}/")), key=len)
+
+
+def _make_blocks(
+    found: Inspection, folder: Path, plan: Plan, bench: _Bench, blocks: list[int], asked: set[str]
+) -> None:
+    """Make blocks anew: their own tiles, and those of their neighbours that reach into them."""
+    if not blocks:
+        return
+    (folder / STRIPS).mkdir(exist_ok=True)
+    mark_lost(folder, [one for record in found.records for one in record.invalid])
+    raster = Raster(plan.raster)
+    worker = Worker(folder, plan, raster, bench.store)
+    for block in blocks:
+        done = finish_block(worker, block, Spans())
+        bench.put(worker.write(block, done.mask, done.probabilities), asked)
+    raster.close()
+
+
+def _pixels(out: Path, plan: Plan, block: int) -> tuple[Pixels, Pixels | None]:
+    """Return mask and probabilities of a block that is whole."""
+    core = plan.lattice.core(block)
+    probabilities = read_pixels(probabilities_of(out), core) if plan.probabilities else None
+    return read_pixels(out, core)[0], probabilities
+
+
+def _repair_file(found: Inspection, source: Path | None, model: Path | None) -> None:
+    """Put the blocks that are whole into a run folder as done, and let the run go on from there."""
+    out, folder = found.path, run_folder(found.path)
+    plan = plan_from(found.document, source, model)
+    damaged = set(damaged_blocks(out, found.document))
+    if folder.exists():
+        remove_run_folder(folder)
+    folder.mkdir()
+    with locked(folder):
+        worker = Worker(folder, plan, Raster(plan.raster), MaskStore(folder / STORE, plan.spec))
+        worker.store.create()
+        durable.write(folder / PLAN, plan.dump())
+        with Journal(folder / JOURNAL) as journal:
+            for record in found.records:
+                if record.block not in damaged:
+                    stored = worker.write(record.block, *_pixels(out, plan, record.block))
+                    journal.append([replace(record, files=files_of(stored))])
+    with open_executor("local", plan.lattice.blocks) as executor:
+        run_large(plan, out, executor, lambda _pixels: None, overwrite=True)

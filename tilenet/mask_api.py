@@ -1,0 +1,115 @@
+"""The front door of finished masks: are they what was written, and the same in another format."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tilenet.engine.convert import convert
+from tilenet.engine.inspection import Bad, inspect
+from tilenet.engine.repair import repair as repair_mask
+from tilenet.errors import VerifyError, convert_errors
+
+__all__ = ["VerifyResult", "export", "verify"]
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyResult:
+    """What was found in a mask; fields are the keys of `--json`.
+
+    Parameters
+    ----------
+    ok : bool
+        Every file is what its run wrote.
+    mask : str
+        The mask.
+    files, blocks : int
+        How many were looked at.
+    bad : tuple of Bad
+        What is not as it was written.
+    repaired : tuple of Bad
+        What was not, and is again.
+    """
+
+    ok: bool
+    mask: str
+    files: int
+    blocks: int
+    bad: tuple[Bad, ...]
+    repaired: tuple[Bad, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the JSON document."""
+        return asdict(self)
+
+    def failure(self) -> VerifyError | None:
+        """Return what is wrong in words, None if nothing is."""
+        if self.ok:
+            return None
+        first = self.bad[0]
+        place = "" if first.block is None else f" (block {first.block})"
+        return VerifyError(
+            f"{len(self.bad)} parts are not what was written, the first is {first.file}{place}: "
+            f"{first.what}",
+            self.mask,
+            "tilenet verify --repair makes them again",
+        )
+
+
+def verify(
+    path: Path, *, repair: bool = False, source: Path | None = None, model: Path | None = None
+) -> VerifyResult:
+    """Look at every byte of a mask, and make what is damaged again.
+
+    Parameters
+    ----------
+    path : Path
+        A mask of tilenet's.
+    repair : bool
+        Whether to make damaged parts again, from raster and model.
+    source, model : Path, optional
+        Where these lie now, if they were moved.
+
+    Raises
+    ------
+    InputError
+        No mask of tilenet's; or, to repair, its raster is missing or was changed.
+    VerifyError
+        Too much is damaged, or what is made again differs from what was written.
+    """
+    with convert_errors(path):
+        found = inspect(path)
+        bad = tuple(found.bad)
+        if bad and repair:
+            repair_mask(found, source, model)
+            found = inspect(path)
+        left = tuple(found.bad)
+        mended = tuple(one for one in bad if one not in left)
+        return VerifyResult(not left, str(path), found.files, found.blocks, left, mended)
+
+
+def export(path: Path, out: Path, *, overwrite: bool = False) -> Path:
+    """Write a finished mask in another format, with the bytes that predict would have written.
+
+    Parameters
+    ----------
+    path : Path
+        A mask of tilenet's.
+    out : Path
+        ``x.tif`` (a COG), ``x.png`` or ``x.zarr``.
+    overwrite : bool
+        Replace an output of ours.
+
+    Raises
+    ------
+    UsageError
+        The ending gives no format, or the mask is too large for it.
+    OutputError
+        There is something at `out`.
+    VerifyError
+        The mask is not what its run wrote.
+    """
+    with convert_errors(out):
+        convert(path, out, overwrite=overwrite)
+        return out
