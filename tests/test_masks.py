@@ -145,6 +145,15 @@ def test_many_losses_at_once(mask):
 
 
 @pytest.mark.parametrize("mask", ["blocks.tif"], indirect=True)
+def test_the_class_names_beside_a_file(mask):
+    good, table = contents(mask), mask.with_name("blocks.tif.aux.xml")
+    table.write_bytes(table.read_bytes()[:-1])
+    assert [bad.file for bad in mask_api.verify(mask).bad] == [table.name]
+    assert mask_api.verify(mask, repair=True).ok
+    assert contents(mask) == good
+
+
+@pytest.mark.parametrize("mask", ["blocks.tif"], indirect=True)
 def test_the_document_beside_a_file_is_needed(mask):
     document = mask.with_name("blocks.tif.tilenet.json")
     document.write_bytes(document.read_bytes().replace(b'"tiles"', b'"tiled"'))

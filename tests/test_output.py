@@ -18,7 +18,8 @@ from tilenet.cli import run as command_line
 from tilenet.config import PredictConfig
 from tilenet.engine import large, output
 from tilenet.engine.output import locked, run_folder
-from tilenet.errors import OutputError, ResourceError
+from tilenet.errors import InterruptError, OutputError, ResourceError
+from tilenet.stops import stopping_on_signals
 
 # rasterio says so of every plain image that is opened; that is what these are.
 pytestmark = pytest.mark.filterwarnings(
@@ -84,6 +85,36 @@ def test_a_crash_after_the_rename(source, model, tmp_path, monkeypatch, then):
     assert np.array_equal(mask, before)
     assert pixels(result) == {k: int((mask == k).sum()) for k in range(len(pixels(result)))}
     assert not run_folder(out).exists()
+
+
+@pytest.mark.parametrize("left", [[], ["lock"], ["lock", "strips"]])
+@pytest.mark.parametrize("name", ["x.zarr", "x.tif"])
+def test_a_crash_while_the_run_folder_is_removed(source, model, tmp_path, name, left):
+    out = tmp_path / name
+    run(source, out, model)
+    run_folder(out).mkdir()
+    for part in left:
+        (run_folder(out) / part).touch()
+    assert run(source, out, model).blocks_resumed == 12
+    assert not run_folder(out).exists()
+
+
+@pytest.mark.parametrize("name", ["x.tif", "x.png"])
+@pytest.mark.parametrize("blocks", [BLOCKS, ONE_BLOCK], ids=["blocks", "block"])
+def test_what_is_half_written_lies_in_the_run_folder(
+    source, model, tmp_path, monkeypatch, name, blocks
+):
+    seen = set()
+    replace = type(tmp_path).replace
+
+    def look(path, target):
+        seen.update(p.name for p in tmp_path.iterdir())
+        return replace(path, target)
+
+    monkeypatch.setattr(type(tmp_path), "replace", look)
+    run(source, tmp_path / name, model, **blocks)
+    assert run_folder(tmp_path / name).name in seen
+    assert not [one for one in seen if one.endswith(".tmp")]
 
 
 @pytest.mark.parametrize("name", ["x.tif", "x.png"])
@@ -280,6 +311,18 @@ def test_a_signal_where_python_drops_errors():
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (143, "")
+
+
+def test_a_signal_that_a_library_takes_for_its_own_error():
+    def build():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException as error:
+            raise ValueError("not built") from error
+
+    with pytest.raises(InterruptError) as caught, stopping_on_signals():
+        build()
+    assert caught.value.code == 143
 
 
 # -- the command

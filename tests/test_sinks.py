@@ -599,12 +599,9 @@ class TestGeotiffFaults:
                 np.testing.assert_array_equal(src.read(1), mask)
                 assert src.block_shapes == [(512, 512)]
 
-    @pytest.mark.parametrize(("side", "error"), [(500, "ResourceError"), (2200, "OutputError")])
-    def test_disk_limit(self, tmp_path, side, error):
-        """A file-size limit stops the write: nothing is left behind.
-
-        What GDAL (2200) says of it does not tell why, and the disk is not full.
-        """
+    @pytest.mark.parametrize("side", [500, 2200])
+    def test_disk_limit(self, tmp_path, side):
+        """A file-size limit stops the write, GDAL's (2200) too: nothing is left behind."""
         code = (
             "import numpy as np, resource, sys; sys.path.insert(0, 'tests');"
             "import test_sinks as t;"
@@ -616,7 +613,7 @@ class TestGeotiffFaults:
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=False
         )
-        assert f"tilenet.errors.{error}" in done.stderr
+        assert "tilenet.errors.ResourceError" in done.stderr
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("side", [60, 2200])

@@ -14,9 +14,12 @@ from pathlib import Path
 __all__ = ["append", "rename", "sync_directory", "temporary", "write"]
 
 
-def temporary(path: Path) -> Path:
-    """Return the name under which `path` is written before it is complete."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+def temporary(path: Path, scratch: Path | None = None) -> Path:
+    """Return the name under which `path` is written before it is complete.
+
+    It lies beside `path`, or in `scratch`, on the same file system.
+    """
+    return (scratch or path.parent) / f".{path.name}.{secrets.token_hex(4)}.tmp"
 
 
 def sync_directory(path: Path) -> None:
@@ -28,7 +31,13 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def write(path: Path, data: bytes | memoryview, *, sync_parent: bool = True) -> None:
+def write(
+    path: Path,
+    data: bytes | memoryview,
+    *,
+    sync_parent: bool = True,
+    scratch: Path | None = None,
+) -> None:
     """Write `data` to `path` so that a reader sees all of it or nothing.
 
     Parameters
@@ -39,13 +48,15 @@ def write(path: Path, data: bytes | memoryview, *, sync_parent: bool = True) -> 
         The whole content.
     sync_parent : bool
         Sync the directory too; a caller that writes many files into one directory does it once.
+    scratch : Path, optional
+        Where the file is written before it gets its name: what a kill leaves there is found again.
 
     Raises
     ------
     OSError
         As the system says; the temporary file is removed.
     """
-    temp = temporary(path)
+    temp = temporary(path, scratch)
     try:
         with temp.open("wb") as file:
             file.write(data)

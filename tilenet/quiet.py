@@ -41,4 +41,5 @@ def quiet_dask() -> None:
 
     A worker's thread that waits for the device, for instance, is no event loop's fault.
     """
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    for name in ("distributed", "distributed.client"):  # Dask gives the second a level of its own
+        logging.getLogger(name).setLevel(logging.CRITICAL)

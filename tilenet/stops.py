@@ -15,14 +15,17 @@ from tilenet.errors import InterruptError
 __all__ = ["stopping_on_signals"]
 
 _SOON = 0.01  # seconds
+_raised: list[InterruptError] = []
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
     # A second signal must not wait for what the first one already stops.
     signal.signal(number, signal.SIG_DFL)
-    raise InterruptError(
+    error = InterruptError(
         "interrupted", signal.Signals(number).name, "the same command resumes", code=128 + number
     )
+    _raised.append(error)
+    raise error
 
 
 def _send_again(unraisable: Any) -> None:
@@ -44,12 +47,20 @@ def _send(number: int) -> None:
 
 @contextmanager
 def stopping_on_signals() -> Iterator[None]:
-    """Raise InterruptError in the main thread at SIGINT and SIGTERM."""
+    """Raise InterruptError in the main thread at SIGINT and SIGTERM.
+
+    Some libraries raise an error of their own instead, as pydantic while it builds a class.
+    """
+    _raised.clear()
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, _stop) for number in numbers]
     hook, sys.unraisablehook = sys.unraisablehook, _send_again
     try:
         yield
+    except Exception as error:
+        if _raised:
+            raise _raised[0] from error
+        raise
     finally:
         sys.unraisablehook = hook
         for number, handler in zip(numbers, before, strict=True):

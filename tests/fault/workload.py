@@ -13,6 +13,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import networks
 import rasters
 
-SIDE, BLOCK, TILE, OVERLAP = 512, 128, 64, 16
+SIDE, BLOCK, TILE, OVERLAP = 640, 160, 64, 16  # over 512, GDAL writes its files on disk
 TIMEOUT = 120.0
 
 
@@ -117,24 +119,36 @@ class Workload:
         """Return the command line that verifies `out`."""
         return [sys.executable, "-m", "tilenet", "verify", str(out), "--json", *extra]
 
-    def start(self, line: list[str], *before: str, **options: Any) -> subprocess.Popen[str]:
-        """Start a command line, after `before` (strace, unshare …), in a group of its own."""
+    def start(
+        self, line: list[str], *before: str, more: Mapping[str, str] | None = None, **options: Any
+    ) -> subprocess.Popen[str]:
+        """Start a command line, after `before` (unshare …), in a group of its own.
+
+        `more` joins its environment.
+        """
         return subprocess.Popen(
             [*before, *line], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=self.environment, start_new_session=True, **options,
+            env={**self.environment, **(more or {})}, start_new_session=True, **options,
         )  # fmt: skip
 
     def run(self, line: list[str], *before: str, timeout: float = TIMEOUT, **options: Any) -> Ended:
         """Run a command line to its end."""
-        start = time.monotonic()
-        process = self.start(line, *before, **options)
-        try:
-            out, err = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
-            out, err = process.communicate()
-            return Ended(-999, out, f"{err}\nhung for {timeout} s", time.monotonic() - start)
-        return Ended(process.returncode, out, err, time.monotonic() - start)
+        return end(self.start(line, *before, **options), timeout)
+
+    def rerun(self, out: Path, *extra: str) -> str:
+        """Run without a fault after one; return what is wrong with the result, "" if nothing is."""
+        ended = self.run(self.predict(out, *extra))
+        if ended.code:
+            return f"a rerun exits {ended.code}: {ended.err[-300:]}"
+        return self.compare(out)
+
+    def compare(self, out: Path) -> str:
+        """Return how a mask differs from the undisturbed one, "" if it does not."""
+        left = [path.name for path in out.parent.glob(f".{out.name}.*")]
+        if left:
+            return f"left behind: {', '.join(left)}"
+        want = self.undisturbed(f"undisturbed{out.suffix}")
+        return "" if digest(out) == want else "other bytes"
 
     def undisturbed(self, name: str = "undisturbed.zarr") -> str:
         """Return the digest of a run that nothing disturbs; made once."""
@@ -145,12 +159,40 @@ class Workload:
         return digest(out)
 
 
+def end(process: subprocess.Popen[str], timeout: float = TIMEOUT) -> Ended:
+    """Wait for a process; kill its group if it hangs."""
+    start = time.monotonic()
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, 9)
+        out, err = process.communicate()
+        return Ended(-999, out, f"{err}\nhung for {timeout} s", time.monotonic() - start)
+    return Ended(process.returncode, out, err, time.monotonic() - start)
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> bool:
+    """Wait until `path` is there; False if the process ended before."""
+    while not path.exists():
+        if process.poll() is not None:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+def two_at_a_time(trial: Callable[..., str], arguments: Iterable[tuple[Any, ...]]) -> list[str]:
+    """Run trials on two cores; return what each gave, in order."""
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda values: trial(*values), arguments))
+
+
 def digest(out: Path) -> str:
     """Return a hash over the names and bytes of a mask and of what lies beside it."""
     total = hashlib.sha256()
-    files = sorted(p for p in out.rglob("*") if p.is_file()) if out.is_dir() else [out]
-    for file in files:
-        name = file.relative_to(out) if out.is_dir() else file.suffix
+    beside = [out, *out.parent.glob(f"{out.name}.*")]
+    files = (p for p in out.rglob("*") if p.is_file()) if out.is_dir() else beside
+    for file in sorted(files):
+        name = file.relative_to(out) if out.is_dir() else file.name.removeprefix(out.name)
         total.update(f"{name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
     return total.hexdigest()
 
@@ -169,11 +211,9 @@ def journaled(out: Path) -> dict[int, dict[str, Any]]:
 
 
 def remove(out: Path) -> None:
-    """Remove a mask and its run folder."""
-    for path in (out, run_folder(out)):
+    """Remove a mask, its run folder, and what lies beside it."""
+    for path in (out, run_folder(out), *out.parent.glob(f"{out.name}.*")):
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    for path in out.parent.glob(f"{out.name}.*"):
-        path.unlink()

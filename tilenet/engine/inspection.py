@@ -23,6 +23,7 @@ from tilenet.errors import InputError, TilenetError, VerifyError
 from tilenet.geometry import Window
 from tilenet.quiet import ignoring
 from tilenet.sinks import MaskSpec, Seal, complete, documents, seal_path
+from tilenet.sinks.pam import class_table
 
 __all__ = ["Bad", "Inspection", "inspect"]
 
@@ -188,7 +189,7 @@ def _inspect_file(path: Path) -> Inspection:
         ) from error
     try:
         document = json.loads(text)
-        whole = with_check(document)["check"] == document["check"]
+        whole = encode_document(with_check(document)) == text
     except (ValueError, KeyError, TypeError):
         whole = False
     if not whole:
@@ -198,6 +199,10 @@ def _inspect_file(path: Path) -> Inspection:
     if "probabilities" in document:
         kept = document["probabilities"]
         expected[probabilities_of(path)] = (kept["sha256"], kept["size"])
+    if document["identity"]["format"] == "cog":
+        table = class_table(MaskSpec.from_dict(document["spec"]).classes)
+        beside = path.with_name(f"{path.name}.aux.xml")
+        expected[beside] = (hashlib.sha256(table).hexdigest(), len(table))
     for file, (digest, size) in expected.items():
         if not file.is_file():
             bad.append(Bad(file.name, "missing"))

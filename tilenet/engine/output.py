@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ Read = Callable[[Window], NDArray[Any]]
 SIDECAR = ".tilenet.json"
 PLAN, LOCK = "plan.json", "lock"
 """Names in a run folder."""
+_SCRATCH = "export"
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,9 +279,12 @@ def check_in_progress(out: Path, plan: Plan, *, overwrite: bool) -> Plan | None:
 
 
 def sweep(out: Path, plan: Plan) -> None:
-    """Remove the run folder that a crash left beside this plan's finished output."""
+    """Remove the run folder that a crash left beside this plan's finished output.
+
+    One without a plan holds no run; or it is what is left of one whose removal was cut short.
+    """
     folder, known = run_folder(out), plan_in_progress(out)
-    if (folder / LOCK).exists() and (known is None or known.hash == plan.hash):
+    if folder.exists() and (known is None or known.hash == plan.hash):
         with locked(folder):
             remove_run_folder(folder)
 
@@ -443,8 +447,14 @@ def export(
     journal = [{**as_plain(record), "files": []} for record in records if record.block >= 0]
     document = {**document, "journal": journal}
 
+    scratch = run_folder(out) / _SCRATCH
+    if scratch.exists():
+        shutil.rmtree(scratch)
+    scratch.mkdir()
+
     def note(written: dict[str, Any]) -> None:
-        durable.write(sidecar(out), encode_document(with_check(document | written)))
+        content = encode_document(with_check(document | written))
+        durable.write(sidecar(out), content, scratch=scratch)
 
     with _making_room(out, overwrite=overwrite):
         try:
@@ -452,12 +462,13 @@ def export(
                 document["probabilities"] = {}
                 note({})
                 document["probabilities"] = write_probabilities(
-                    read_probabilities, spec, probabilities_of(out)
+                    read_probabilities, spec, probabilities_of(out), scratch
                 )
             if document["identity"]["format"] == "png":
-                write_png(read(Window(0, 0, spec.height, spec.width)), spec, out, note)
+                whole = Window(0, 0, spec.height, spec.width)
+                write_png(read(whole), spec, out, note, scratch)
             else:
-                write_geotiff(read, spec, out, note)
+                write_geotiff(read, spec, out, note, scratch)
         except BaseException:
             for path in _companions(out, probabilities=bool(spec.channels)):
                 path.unlink(missing_ok=True)
@@ -465,8 +476,18 @@ def export(
 
 
 def remove_run_folder(folder: Path) -> None:
-    """Remove a run folder that is ours."""
+    """Remove a run folder that is ours and locked; the lock goes last.
+
+    Another run may want the folder from then on: what it does there stays.
+    """
     try:
-        shutil.rmtree(folder)
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
+        (folder / LOCK).unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.rmdir()
     except OSError as error:
         raise ResourceError(f"cannot be removed: {error.strerror}", folder, "remove it") from error

@@ -25,6 +25,7 @@ from tilenet.engine.output import (
     locked,
     plan_document,
     publish,
+    remove_run_folder,
     run_folder,
     sweep,
     upper_levels,
@@ -235,7 +236,7 @@ def _write(loaded: _Loaded, config: PredictConfig, spans: Spans) -> Finished:
                     overwrite=config.overwrite,
                 )
         finally:
-            shutil.rmtree(folder)
+            remove_run_folder(folder)
     return finished
 
 

@@ -26,7 +26,7 @@ import rasterio.shutil
 from numpy.typing import NDArray
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 from rasterio.transform import Affine
 from rasterio.windows import Window as RasterWindow
@@ -48,7 +48,8 @@ Read = Callable[[Window], NDArray[np.uint8]]
 _BLOCK = 512
 _WINDOW = 2048
 _SPARE_BYTES = 16 << 20
-_EXHAUSTED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+_PATH = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
+_RESUMES = "mend it; a rerun resumes"
 
 # GDAL's cache defaults to 5 % of the machine; its threads swallow "disk full" (measured).
 _GDAL = {"GDAL_CACHEMAX": 64 << 20, "GDAL_NUM_THREADS": "1", "GDAL_PAM_ENABLED": "YES"}
@@ -74,7 +75,11 @@ _COG = {
 
 
 def write_geotiff(
-    read: Read, spec: MaskSpec, out: Path, before: Before = lambda _written: None
+    read: Read,
+    spec: MaskSpec,
+    out: Path,
+    before: Before = lambda _written: None,
+    scratch: Path | None = None,
 ) -> dict[str, Any]:
     """Write the mask as a COG with palette, class names, nodata 255 and majority overviews.
 
@@ -91,6 +96,8 @@ def write_geotiff(
         Name of the file; replaced if it exists.
     before : callable, optional
         Called with what is returned, just before the file gets its name.
+    scratch : Path, optional
+        Folder of the same file system for what is not complete; the output's own if not given.
 
     Returns
     -------
@@ -100,9 +107,9 @@ def write_geotiff(
     Raises
     ------
     ResourceError
-        If the disk or the memory is exhausted.
+        If the disk or the memory is exhausted, or GDAL fails to write and does not tell why.
     OutputError
-        If GDAL fails, or the file does not read back as it was written.
+        If the path cannot be, or the file does not read back as it was written.
     """
 
     def describe(dst: Any) -> None:
@@ -113,10 +120,12 @@ def write_geotiff(
 
     profile = {"count": 1, "nodata": NODATA}
     kind = _Kind(profile, describe, class_table(spec.classes), majority=True)
-    return _export(read, spec, out, kind, before)
+    return _export(read, spec, _Target(out, scratch or out.parent), kind, before)
 
 
-def write_probabilities(read: Read, spec: MaskSpec, out: Path) -> dict[str, Any]:
+def write_probabilities(
+    read: Read, spec: MaskSpec, out: Path, scratch: Path | None = None
+) -> dict[str, Any]:
     """Write the probabilities as a COG of one band per channel, 0 to 255 standing for 0 to 1.
 
     Parameters, result and exceptions are those of `write_geotiff`; `read` returns
@@ -130,7 +139,7 @@ def write_probabilities(read: Read, spec: MaskSpec, out: Path) -> dict[str, Any]
 
     profile = {"count": len(spec.channels), "interleave": "band"}
     kind = _Kind(profile, describe, None, majority=False)
-    return _export(read, spec, out, kind, lambda _written: None)
+    return _export(read, spec, _Target(out, scratch or out.parent), kind, lambda _written: None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +152,21 @@ class _Kind:
     majority: bool
 
 
-def _export(read: Read, spec: MaskSpec, out: Path, kind: _Kind, before: Before) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """The file to write, and the folder where it is made."""
+
+    out: Path
+    scratch: Path
+
+
+def _export(
+    read: Read, spec: MaskSpec, target: _Target, kind: _Kind, before: Before
+) -> dict[str, Any]:
+    out, scratch = target.out, target.scratch
     shape = {"height": spec.height, "width": spec.width, "dtype": "uint8"}
     profile = {**shape, **kind.profile, **_place(spec.georeference)}
-    with rasterio.Env(**_GDAL), _failures(out):
+    with rasterio.Env(**_GDAL), _failures(target):
         if max(spec.height, spec.width) <= _BLOCK:
             with MemoryFile(ext=".tif") as file:
                 written = _fill(file.name, read, spec, {**profile, **_COG}, kind.describe)
@@ -154,11 +174,11 @@ def _export(read: Read, spec: MaskSpec, out: Path, kind: _Kind, before: Before) 
                 data = file.read()
             result = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
             before(result)
-            with _beside(out, kind.sidecar):
-                durable.write(out, data)
+            with _beside(target, kind.sidecar):
+                durable.write(out, data, scratch=scratch)
             return result
         # Failures are judged inside too: once the folder is gone, the disk is no longer full.
-        with tempfile.TemporaryDirectory(**_hidden(out)) as name, _failures(out):
+        with tempfile.TemporaryDirectory(**_hidden(target)) as name, _failures(target):
             folder = Path(name)
             plain, final = folder / "plain.tif", folder / "cog.tif"
             written = _fill(str(plain), read, spec, {**profile, **_PLAIN}, kind.describe)
@@ -170,7 +190,7 @@ def _export(read: Read, spec: MaskSpec, out: Path, kind: _Kind, before: Before) 
                 digest = hashlib.file_digest(opened, "sha256").hexdigest()
             result = {"sha256": digest, "size": final.stat().st_size}
             before(result)
-            with _beside(out, kind.sidecar):
+            with _beside(target, kind.sidecar):
                 durable.rename(final, out)
             return result
 
@@ -208,18 +228,19 @@ def _halved(fine: Path, coarse: Path) -> Path | None:
     return coarse
 
 
-def _hidden(out: Path) -> dict[str, Any]:
-    return {"prefix": f".{out.name}.", "suffix": ".tmp", "dir": out.parent}
+def _hidden(target: _Target) -> dict[str, Any]:
+    return {"prefix": f".{target.out.name}.", "suffix": ".tmp", "dir": target.scratch}
 
 
 @contextmanager
-def _beside(out: Path, content: bytes | None) -> Iterator[None]:
+def _beside(target: _Target, content: bytes | None) -> Iterator[None]:
     """Write the sidecar first, so that a file with its final name always has it."""
     if content is None:
         yield
         return
-    sidecar = out.with_name(f"{out.name}.aux.xml")
-    durable.write(sidecar, content, sync_parent=False)  # the caller syncs the same directory
+    sidecar = target.out.with_name(f"{target.out.name}.aux.xml")
+    # The caller syncs the same directory.
+    durable.write(sidecar, content, sync_parent=False, scratch=target.scratch)
     try:
         yield
     except BaseException:
@@ -312,40 +333,43 @@ def _rasterio(window: Window) -> RasterWindow:
 
 
 @contextmanager
-def _failures(out: Path) -> Iterator[None]:
-    """Turn whatever GDAL or the system raises into our errors, naming `out`."""
+def _failures(target: _Target) -> Iterator[None]:
+    """Turn whatever GDAL or the system raises into our errors, naming the output."""
+    out = target.out
     try:
         yield
     except OutputError as err:
-        raise _blame_disk(out) or OutputError(err.what, out, err.do) from err
+        raise _blame_disk(target) or OutputError(err.what, out, err.do) from err
     except TilenetError:
         raise
     except MemoryError as err:
         raise ResourceError("out of memory", out, "run again with less beside it") from err
     except OSError as err:
-        raise _system_error(err, out) from err
+        raise _system_error(err, target) from err
     except Exception as err:
         # The COG driver's errors are neither RasterioError nor OSError.
-        raise _blame_disk(out) or OutputError(f"GDAL failed: {err}", out, "see above") from err
+        raise _blame_disk(target) or ResourceError(f"GDAL failed: {err}", out, _RESUMES) from err
 
 
-def _system_error(err: OSError, out: Path) -> TilenetError:
-    if isinstance(err, RasterioError) or err.errno not in _EXHAUSTED:
-        return _blame_disk(out) or OutputError(f"cannot write: {err}", out, "check the folder")
-    return ResourceError(f"cannot write: {err.strerror}", out, "free space, then run it again")
+def _system_error(err: OSError, target: _Target) -> TilenetError:
+    if err.errno in _PATH:
+        return OutputError(f"cannot write: {err}", target.out, "check the folder")
+    what = f"cannot write: {err.strerror or err}"  # GDAL's own errors have no number
+    return _blame_disk(target) or ResourceError(what, target.out, _RESUMES)
 
 
-def _blame_disk(out: Path) -> ResourceError | None:
+def _blame_disk(target: _Target) -> ResourceError | None:
     """Return the error if the disk is full: GDAL's own message often does not say so.
 
     GDAL removes the file that did not fit, so the disk counts as full while another one of the size
     of what is already there would not fit.
     """
     try:
-        made = sum(p.stat().st_size for p in out.parent.glob(f".{glob.escape(out.name)}.*/*"))
-        free = shutil.disk_usage(out.parent).free
+        hidden = f".{glob.escape(target.out.name)}.*/*"
+        made = sum(path.stat().st_size for path in target.scratch.glob(hidden))
+        free = shutil.disk_usage(target.scratch).free
     except OSError:
         return None
     if free > made + _SPARE_BYTES:
         return None
-    return ResourceError("disk full", out, "free space, then run it again")
+    return ResourceError("disk full", target.out, "free space, then run it again")

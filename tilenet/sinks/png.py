@@ -21,7 +21,11 @@ _LEVEL = 3  # of zlib: on masks half the time of the default, and hardly larger
 
 
 def write_png(
-    mask: NDArray[np.uint8], spec: MaskSpec, out: Path, before: Before = lambda _written: None
+    mask: NDArray[np.uint8],
+    spec: MaskSpec,
+    out: Path,
+    before: Before = lambda _written: None,
+    scratch: Path | None = None,
 ) -> None:
     """Write `mask` as an 8-bit palette PNG: index = class id, 255 transparent.
 
@@ -37,6 +41,8 @@ def write_png(
         Name of the file.
     before : callable, optional
         Called with the file's `sha256` and `size` just before it gets its name.
+    scratch : Path, optional
+        Folder of the same file system for what is not complete; the output's own if not given.
 
     Raises
     ------
@@ -57,4 +63,4 @@ def write_png(
             raise OutputError("the PNG does not decode to the mask", out, "try another format")
     data = buffer.getvalue()
     before({"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)})
-    durable.write(out, data)
+    durable.write(out, data, scratch=scratch)
