@@ -1,6 +1,6 @@
 """What surrounds the network: `make bench-overhead`, or `overhead.py FOLDER [--only help ...]`.
 
-Starting, small images, planning of ten million blocks, Dask's cost per block, exports.
+Starting, small images, planning of ten million blocks, Dask's cost per block, exports, fsync.
 """
 
 from __future__ import annotations
@@ -220,9 +220,33 @@ def exporting(folder: Path) -> dict[str, float]:
     return {"seconds": seconds, "mpixels_per_second": side * side / 1e6 / seconds}
 
 
+WITHOUT = "import os, sys; os.fsync = lambda _: None; "
+RUN = "from tilenet.cli import run; sys.exit(run(sys.argv[1:]))"
+
+
+def durability(folder: Path) -> dict[str, float]:
+    """Return what fsync costs a run of the bundled model over 4,096²: medians of 5, by turns."""
+    raster, found = inputs.raster(folder, 4096, "deflate"), {"with": [], "without": []}
+    for turn in range(6):
+        for kind, code in (("with", f"import sys; {RUN}"), ("without", WITHOUT + RUN)):
+            out = folder / "durable.zarr"
+            shutil.rmtree(out, ignore_errors=True)
+            start = time.perf_counter()
+            subprocess.run(
+                [sys.executable, "-c", code, "predict", str(raster), "--out", str(out)],
+                check=True, capture_output=True,
+            )  # fmt: skip
+            if turn:  # the first warms the caches
+                found[kind].append(time.perf_counter() - start)
+    whole, bare = statistics.median(found["with"]), statistics.median(found["without"])
+    shutil.rmtree(folder / "durable.zarr")
+    return {"seconds": whole, "seconds_without_fsync": bare, "overhead": whole / bare - 1}
+
+
 CASES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "help": starting, "one-512": one_small, "plan-10M": planning, "dask": dask_alone,
     "tiny-blocks": tiny_blocks, "small-images": many_small, "cog": exporting,
+    "durability": durability,
 }  # fmt: skip
 
 
