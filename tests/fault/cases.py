@@ -12,7 +12,7 @@ from pathlib import Path
 MODEL = ("--model", "{shared}/conv.onnx")
 PREDICT = ("predict", "in.tif", "--out", "x.zarr", *MODEL)
 DAMAGED = (3, 7)
-"""What a raster with an unreadable part gives."""  # 7 once unreadable blocks are nodata
+"""What a raster with unreadable blocks gives: 3 where all are, 7 where some are."""
 
 Make = Callable[[Path], object]
 

@@ -39,7 +39,8 @@ FLAGS: dict[str, tuple[list[str], tuple[int, ...]]] = {
 """Values that are wrong for each option."""
 
 FITTING: dict[str, list[tuple[str, str]]] = {
-    "level 7": [("--level", "7")], "band 9": [("--bands", "1,2,9")], "band 0": [("--bands", "0,1,2")],
+    "level 7": [("--level", "7")], "band 9": [("--bands", "1,2,9")],
+    "band 0": [("--bands", "0,1,2")],
     "a band of 2^70": [("--bands", f"1,2,{2**70}")], "band -1": [("--bands", "1,2,-1")],
     "level of 2^70": [("--level", f"{2**70}")],
 }  # fmt: skip

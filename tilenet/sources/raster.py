@@ -211,6 +211,12 @@ def _check(path: str, dataset: Any, bands: tuple[int, ...]) -> None:
     # Each of these properties asks GDAL about every band.
     dtypes, colours, shapes = dataset.dtypes, dataset.colorinterp, dataset.block_shapes
     together = dataset.count if dataset.interleaving is Interleaving.pixel else 1
+    height, width = shapes[0] if shapes else (1, 1)
+    blocks = -(-dataset.height // height) * -(-dataset.width // width)
+    # Each has a place in a table of the file's, even where it is not stored; an uncompressed strip
+    # that GDAL splits has a byte.
+    if dataset.driver == "GTiff" and blocks > Path(path).stat().st_size:
+        raise InputError(f"the file is too short for its {blocks} native blocks", path)
     missing = [b for b in bands if not 1 <= b <= dataset.count]
     if missing:
         raise InputError(
