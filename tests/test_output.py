@@ -13,6 +13,7 @@ import pytest
 import rasterio
 from rasters import picture, write_image, write_tif
 
+from tilenet import durable
 from tilenet.api import predict
 from tilenet.cli import run as command_line
 from tilenet.config import PredictConfig
@@ -99,8 +100,47 @@ def test_a_crash_while_the_run_folder_is_removed(source, model, tmp_path, name, 
     assert not run_folder(out).exists()
 
 
-@pytest.mark.parametrize("name", ["x.tif", "x.png"])
-@pytest.mark.parametrize("blocks", [BLOCKS, ONE_BLOCK], ids=["blocks", "block"])
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+def test_a_crash_of_a_group(source, model, tmp_path, monkeypatch, at):
+    """Small PNGs get their names together: whatever a crash leaves, the next run makes whole."""
+    inputs, out, count = tmp_path / "in", tmp_path / "out", 0
+    inputs.mkdir()
+    for name in "ab":
+        write_image(inputs / f"{name}.png", picture(60, 70, seed=ord(name)))
+    replace = type(tmp_path).replace
+
+    def crash_at(path, target):
+        nonlocal count
+        count += 1
+        if count == at:
+            raise Crash
+        return replace(path, target)
+
+    config = PredictConfig(model=str(model), **ONE_BLOCK)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tmp_path), "replace", crash_at)
+        patch.setattr(type(tmp_path), "unlink", lambda *_a, **_k: None)
+        with pytest.raises(Crash):
+            predict([inputs], out, config)
+    named = {p.name for p in out.iterdir() if not p.name.startswith(".")}
+    order = ["a.png.tilenet.json", "a.png", "b.png.tilenet.json", "b.png"]
+    assert named == set(order[: at - 1])
+    assert not predict([inputs], out, config).failed
+    assert {p.name for p in out.iterdir()} == set(order)
+
+
+def test_a_group_follows_no_link(source, model, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "theirs").write_text("theirs")
+    (tmp_path / "out" / ".a.png.tmp").symlink_to(tmp_path / "theirs")
+    with pytest.raises(ResourceError):
+        run(source, tmp_path / "out" / "a.png", model, **ONE_BLOCK)
+    assert (tmp_path / "theirs").read_text() == "theirs"
+
+
+@pytest.mark.parametrize(("name", "blocks"), [
+    ("x.tif", BLOCKS), ("x.tif", ONE_BLOCK), ("x.png", BLOCKS),
+], ids=["tif-blocks", "tif-block", "png-blocks"])  # fmt: skip
 def test_what_is_half_written_lies_in_the_run_folder(
     source, model, tmp_path, monkeypatch, name, blocks
 ):
@@ -128,6 +168,7 @@ def test_a_crash_before_the_file_has_its_name(
         # The process is gone: what it would still tidy up stays.
         patch.setattr(output, "write_geotiff", crash)
         patch.setattr(output, "write_png", crash)
+        patch.setattr(durable, "write_all", crash)
         patch.setattr(type(out), "unlink", lambda *_a, **_k: None)
         with pytest.raises(Crash):
             run(source, out, model, **options)

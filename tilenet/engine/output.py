@@ -44,6 +44,7 @@ __all__ = [
     "check_output",
     "encode_document",
     "export",
+    "file_document",
     "locked",
     "plan_document",
     "plan_in_progress",
@@ -152,6 +153,12 @@ def plan_document(plan: Plan, done: Finished | None = None) -> dict[str, Any]:
             "invalid": [asdict(one) for one in done.invalid],
         }
     return document
+
+
+def file_document(document: Mapping[str, Any], records: Iterable[BlockRecord]) -> dict[str, Any]:
+    """Return a plan document with what a one-file mask keeps of its journal."""
+    journal = [{**as_plain(record), "files": []} for record in records if record.block >= 0]
+    return {**document, "journal": journal}
 
 
 def encode_document(document: Mapping[str, Any]) -> bytes:
@@ -444,9 +451,7 @@ def export(
     overwrite : bool
         Replace an output of ours.
     """
-    journal = [{**as_plain(record), "files": []} for record in records if record.block >= 0]
-    document = {**document, "journal": journal}
-
+    document = file_document(document, records)
     scratch = run_folder(out) / _SCRATCH
     if scratch.exists():
         shutil.rmtree(scratch)

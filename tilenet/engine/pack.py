@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from tilenet.config import PredictConfig
 from tilenet.engine.block import BlockJob, Forwarded, drive
+from tilenet.engine.group import FileGroup
 from tilenet.engine.journal import BlockRecord, encode
 from tilenet.engine.meter import Spans
 from tilenet.engine.output import (
@@ -33,7 +35,7 @@ from tilenet.engine.output import (
 from tilenet.engine.plan import SUFFIXES, Format, Plan, make_plan
 from tilenet.engine.reading import read_window
 from tilenet.engine.task import STORE, files_of, record_of, session_for, unreadable
-from tilenet.errors import TilenetError
+from tilenet.errors import OutputError, TilenetError
 from tilenet.geometry import Window
 from tilenet.models.session import NetworkShape, Setup
 from tilenet.models.store import ModelFiles
@@ -209,7 +211,10 @@ def _forward(pack: list[_Loaded], request: Request, spans: Spans) -> None:
             drive(session, [(one.block, session.load(one.pixels)) for one in same], shape)
 
 
-def _write(loaded: _Loaded, config: PredictConfig, spans: Spans) -> Finished:
+def _write(
+    loaded: _Loaded, config: PredictConfig, spans: Spans, group: FileGroup
+) -> Finished | None:
+    """Write a mask, or leave it to the group; return its figures once it is there."""
     plan, out = loaded.plan, loaded.out
     done = replace(loaded.block.finish(), failed=loaded.failed)
     spans.forwarded += done.tiles_forwarded
@@ -217,6 +222,10 @@ def _write(loaded: _Loaded, config: PredictConfig, spans: Spans) -> Finished:
     record = record_of(0, done, (), len(plan.spec.classes))
     finished = Finished(record.pixels, record.tiles, record.tiles_skipped, 1, record.invalid)
     finished.check(plan)
+    if group.takes(plan, out):
+        item = loaded.item
+        group.add(plan, done.mask, (finished, record), out, partial(_note, item, finished))
+        return None
     folder = run_folder(out)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
@@ -238,6 +247,13 @@ def _write(loaded: _Loaded, config: PredictConfig, spans: Spans) -> Finished:
         finally:
             remove_run_folder(folder)
     return finished
+
+
+def _note(item: PackItem, finished: Finished, error: OutputError | None) -> None:
+    if error is None:
+        item.done = finished
+    else:
+        item.error = error
 
 
 def _planes(done: Forwarded, window: Window) -> NDArray[Any]:
@@ -283,9 +299,12 @@ def pack_task(
 
     def flush() -> None:
         _forward(pack, request, spans)
-        for loaded in pack:
-            with _noting(loaded.item), spans.writing():
-                loaded.item.done = _write(loaded, request.config, spans)
+        group = FileGroup()
+        with spans.writing():
+            for loaded in pack:
+                with _noting(loaded.item):
+                    loaded.item.done = _write(loaded, request.config, spans, group)
+            group.write()
         pack.clear()
 
     for job in jobs:

@@ -6,7 +6,7 @@ schedulers, and imports neither torch nor Dask.
 
 from tilenet.sinks.geotiff import write_geotiff, write_probabilities
 from tilenet.sinks.metadata import warnings_for
-from tilenet.sinks.png import write_png
+from tilenet.sinks.png import encode_png, write_png
 from tilenet.sinks.seal import Seal
 from tilenet.sinks.skeleton import complete, seal_path
 from tilenet.sinks.spec import ArrayLayout, MaskSpec, zarr_format_for
@@ -20,6 +20,7 @@ __all__ = [
     "StoredChunk",
     "complete",
     "documents",
+    "encode_png",
     "open_store",
     "seal_path",
     "warnings_for",

@@ -15,7 +15,7 @@ from tilenet.classes import NODATA
 from tilenet.errors import OutputError
 from tilenet.sinks.spec import Before, MaskSpec
 
-__all__ = ["write_png"]
+__all__ = ["encode_png", "write_png"]
 
 _LEVEL = 3  # of zlib: on masks half the time of the default, and hardly larger
 
@@ -27,9 +27,7 @@ def write_png(
     before: Before = lambda _written: None,
     scratch: Path | None = None,
 ) -> None:
-    """Write `mask` as an 8-bit palette PNG: index = class id, 255 transparent.
-
-    The file is decoded and compared before it gets its name, and is on disk when the call returns.
+    """Write `mask` as `encode_png` makes it; it is on disk when the call returns.
 
     Parameters
     ----------
@@ -51,6 +49,30 @@ def write_png(
     OSError
         As the system says.
     """
+    data = encode_png(mask, spec, out)
+    before({"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)})
+    durable.write(out, data, scratch=scratch)
+
+
+def encode_png(mask: NDArray[np.uint8], spec: MaskSpec, out: Path) -> bytes:
+    """Return `mask` as an 8-bit palette PNG: index = class id, 255 transparent.
+
+    The picture is decoded and compared.
+
+    Parameters
+    ----------
+    mask : ndarray of uint8
+        (height, width) of `spec`.
+    spec : MaskSpec
+        Classes and colours.
+    out : Path
+        What an error names.
+
+    Raises
+    ------
+    OutputError
+        If it does not decode to the mask.
+    """
     palette = np.zeros((256, 3), np.uint8)
     for c in spec.classes:
         palette[c.id] = c.color
@@ -61,6 +83,4 @@ def write_png(
     with Image.open(buffer) as written:
         if not np.array_equal(np.asarray(written), mask):
             raise OutputError("the PNG does not decode to the mask", out, "try another format")
-    data = buffer.getvalue()
-    before({"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)})
-    durable.write(out, data, scratch=scratch)
+    return buffer.getvalue()

@@ -1,0 +1,130 @@
+"""Small one-file masks that get their names together: one group of syncs for a whole pack.
+
+Alone, each would take a run folder, a lock and four syncs of its own, which cost as much as a small
+network. Writers of one folder take turns by the kernel's lock on it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilenet import durable
+from tilenet.engine.journal import BlockRecord
+from tilenet.engine.output import (
+    Finished,
+    encode_document,
+    file_document,
+    plan_document,
+    read_sidecar,
+    run_folder,
+    sidecar,
+    with_check,
+)
+from tilenet.engine.plan import Plan
+from tilenet.errors import OutputError
+from tilenet.sinks import encode_png
+
+__all__ = ["FileGroup"]
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    out: Path
+    data: bytes
+    document: bytes
+    done: Callable[[OutputError | None], None]
+
+
+class FileGroup:
+    """Masks of one block each, as PNG, that are encoded and wait to be written."""
+
+    def __init__(self) -> None:
+        self._files: list[_File] = []
+
+    def takes(self, plan: Plan, out: Path) -> bool:
+        """Return whether a mask can be written here: a PNG where nothing is yet."""
+        return plan.format == "png" and not plan.probabilities and _is_free(out)
+
+    def add(
+        self,
+        plan: Plan,
+        mask: NDArray[np.uint8],
+        figures: tuple[Finished, BlockRecord],
+        out: Path,
+        done: Callable[[OutputError | None], None],
+    ) -> None:
+        """Encode a mask; it gets its name with the others.
+
+        Parameters
+        ----------
+        plan : Plan
+            Its run.
+        mask : ndarray, shape (h, w), uint8
+            Its pixels.
+        figures : (Finished, BlockRecord)
+            What its document says of it.
+        out : Path
+            Its name.
+        done : callable
+            Called with None once it is on disk, or with why it is not.
+        """
+        finished, record = figures
+        data = encode_png(mask, plan.spec, out)
+        written = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+        document = file_document(plan_document(plan, finished), [record]) | written
+        self._files.append(_File(out, data, encode_document(with_check(document)), done))
+
+    def write(self) -> None:
+        """Write all that wait.
+
+        Raises
+        ------
+        OSError
+            As the system says; nothing has got its name.
+        """
+        files, self._files = self._files, []
+        for folder, same in groupby(files, key=lambda file: file.out.parent):
+            with _turn(folder):
+                free = []
+                for file in same:
+                    if _is_free(file.out):
+                        free.append(file)
+                    else:
+                        file.done(
+                            OutputError("another run writes this output", file.out, "run again")
+                        )
+                # The document first: whatever a crash leaves is known as ours.
+                durable.write_all(
+                    [part for file in free
+                     for part in ((sidecar(file.out), file.document), (file.out, file.data))]
+                )  # fmt: skip
+            for file in free:
+                file.done(None)
+
+
+def _is_free(out: Path) -> bool:
+    """Return whether nothing is there but, after a crash, the document of a mask that is not."""
+    taken = (out, out.with_name(f"{out.name}.aux.xml"), run_folder(out))
+    if any(os.path.lexists(path) for path in taken):
+        return False
+    return not os.path.lexists(sidecar(out)) or read_sidecar(out) is not None
+
+
+@contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
