@@ -49,6 +49,7 @@ def frame(width: int, height: int, bands: int = 3) -> bytes:
     return bytes(data)
 
 
+TEXT = chunk(b"tEXt", b"a\0" + b"b" * 20_000)
 PNG, JPEG, PROGRESSIVE = image("PNG"), image("JPEG"), image("JPEG", progressive=True)
 BMP, WEBP, PPM = image("BMP"), image("WEBP", lossless=True), image("PPM")
 GIF = image("GIF")
@@ -342,7 +343,7 @@ OUTPUTS = [
          ("predict", "a.tif", "a.png", "--out", "x", *MODEL)),
     Case("names that differ in case", files(a__tif=plain(), A__tif=plain()), (5,), ("one mask",),
          ("predict", "a.tif", "A.tif", "--out", "x", *MODEL)),
-    Case("too large for a PNG", file("in.tif", png(9000, 9000)), (2,), ("PNG",),
+    Case("too large for a PNG", file("in.tif", png(9000, 9000, extra=TEXT)), (2,), ("PNG",),
          predict(out="x.png")),
     Case("one of three is bad", files(a__tif=plain(), b__tif=b"text", c__tif=plain()), (7,),
          (), ("predict", "a.tif", "b.tif", "c.tif", "--out", "x", *MODEL)),

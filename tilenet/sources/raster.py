@@ -207,16 +207,26 @@ def _check_beside(path: str, dataset: Any) -> None:
                 _check_beside(path + ending, beside)
 
 
-def _check(path: str, dataset: Any, bands: tuple[int, ...]) -> None:
-    # Each of these properties asks GDAL about every band.
-    dtypes, colours, shapes = dataset.dtypes, dataset.colorinterp, dataset.block_shapes
-    together = dataset.count if dataset.interleaving is Interleaving.pixel else 1
-    height, width = shapes[0] if shapes else (1, 1)
+def _check_claim(path: str, dataset: Any) -> None:
+    """Raise where a file is too short for the picture that its header claims."""
+    size = Path(path).stat().st_size
+    height, width = dataset.block_shapes[0]
     blocks = -(-dataset.height // height) * -(-dataset.width // width)
     # Each has a place in a table of the file's, even where it is not stored; an uncompressed strip
     # that GDAL splits has a byte.
-    if dataset.driver == "GTiff" and blocks > Path(path).stat().st_size:
+    if dataset.driver == "GTiff" and blocks > size:
         raise InputError(f"the file is too short for its {blocks} native blocks", path)
+    # Deflate packs 1032 bytes into one at the most, and a pixel has a bit at the least.
+    if dataset.driver == "PNG" and dataset.height * dataset.width > 8 * 1032 * size:
+        raise InputError(f"the file is too short for {dataset.height}×{dataset.width}", path)
+
+
+def _check(path: str, dataset: Any, bands: tuple[int, ...]) -> None:
+    # Each of these properties asks GDAL about every band.
+    dtypes, colours, shapes = dataset.dtypes, dataset.colorinterp, dataset.block_shapes
+    if dataset.count:
+        _check_claim(path, dataset)
+    together = dataset.count if dataset.interleaving is Interleaving.pixel else 1
     missing = [b for b in bands if not 1 <= b <= dataset.count]
     if missing:
         raise InputError(
