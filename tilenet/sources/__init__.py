@@ -1,6 +1,7 @@
 """Images on disk, read window by window: `open_raster` and `find_inputs`."""
 
 from tilenet.sources.folder import Input, find_inputs
-from tilenet.sources.raster import CACHE_BYTES, Raster, RasterInfo, open_raster
+from tilenet.sources.header import CACHE_BYTES, RasterInfo
+from tilenet.sources.raster import Raster, open_raster
 
 __all__ = ["CACHE_BYTES", "Input", "Raster", "RasterInfo", "find_inputs", "open_raster"]
