@@ -312,7 +312,7 @@ class Owner:
         """Raise OutputError if another run has taken over."""
         try:
             found = (self._folder / LOCK).read_bytes()
-        except OSError:
+        except FileNotFoundError:
             found = b""
         if found != self._name:
             raise OutputError(
