@@ -154,11 +154,15 @@ def test_the_class_names_beside_a_file(mask):
 
 
 @pytest.mark.parametrize("mask", ["blocks.tif"], indirect=True)
-def test_the_document_beside_a_file_is_needed(mask):
+def test_the_document_beside_a_file_is_needed(cli, mask):
     document = mask.with_name("blocks.tif.tilenet.json")
     document.write_bytes(document.read_bytes().replace(b'"tiles"', b'"tiled"'))
-    with pytest.raises(VerifyError, match="document"):
-        mask_api.verify(mask)
+    done = cli("verify", mask, "--repair", "--json")
+    assert done.code == 8
+    found = json.loads(done.out)
+    assert not found["ok"]
+    assert [bad["what"] for bad in found["bad"]] == ["damaged beyond repair"]
+    assert "run predict" in found["error"]["do"]
 
 
 @pytest.mark.parametrize("mask", ["blocks.zarr"], indirect=True)

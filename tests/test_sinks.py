@@ -37,6 +37,7 @@ from tilenet.sinks import (
     write_probabilities,
     zarr_format_for,
 )
+from tilenet.sinks.layout import has_gaps
 
 CLASSES = (
     ClassInfo(0, "back ground", (0, 0, 0)),
@@ -642,3 +643,29 @@ def test_png(tmp_path):
         assert rgba.getpixel((5, 3)) == (200, 0, 40, 255)
         assert rgba.getpixel((WIDTH - 1, HEIGHT - 1))[3] == 0
     assert [p.name for p in tmp_path.iterdir()] == ["mask.png"]
+
+
+class TestLayout:
+    @pytest.mark.parametrize("bigtiff", ["IF_SAFER", "YES"])
+    def test_a_cog_has_no_gaps(self, tmp_path, bigtiff):
+        out = tmp_path / "m.tif"
+        write_geotiff(
+            read_from(make_mask(1301, 2203)), make_spec("utm", height=1301, width=2203), out
+        )
+        again = tmp_path / "again.tif"
+        rasterio.shutil.copy(str(out), str(again), driver="COG", blocksize=512, bigtiff=bigtiff)
+        assert not has_gaps(again)
+        data = again.read_bytes()
+        again.write_bytes(data + b"\0")
+        assert has_gaps(again)
+
+    def test_what_was_written_twice_shows(self, tmp_path):
+        out = tmp_path / "m.tif"
+        write_geotiff(
+            read_from(make_mask(1301, 2203)), make_spec("utm", height=1301, width=2203), out
+        )
+        with rasterio.open(out, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as dst:
+            dst.update_tags(again="a directory at the end; the first one is nobody's now")
+        with rasterio.open(out) as src:
+            assert src.tags()["again"]
+        assert has_gaps(out)

@@ -22,6 +22,7 @@ pickling.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -37,6 +38,7 @@ __all__ = [
     "TilenetError",
     "UsageError",
     "VerifyError",
+    "blame",
     "convert_errors",
     "one_line",
 ]
@@ -151,6 +153,16 @@ _EXHAUSTED = {
     errno.EACCES: "no permission",
     errno.EPERM: "no permission",
 }
+
+
+def blame(error: TilenetError) -> TilenetError:
+    """Return `error`, or the want of file handles that a library reported as something else."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as system:
+        what = _EXHAUSTED.get(system.errno or 0, str(system))
+        return ResourceError(what, error.where, "raise the limit (ulimit -n); a rerun resumes")
+    return error
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from tilenet.errors import VerifyError, convert_errors
 
 __all__ = ["VerifyResult", "export", "verify"]
 
+_LOST = "damaged beyond repair"
+
 
 @dataclass(frozen=True, slots=True)
 class VerifyResult:
@@ -48,6 +50,11 @@ class VerifyResult:
         if self.ok:
             return None
         first = self.bad[0]
+        if first.what == _LOST:
+            return VerifyError(
+                f"{first.file} is damaged, and with it what could be compared", self.mask,
+                "make the mask again: move it away, and run predict",
+            )  # fmt: skip
         place = "" if first.block is None else f" (block {first.block})"
         return VerifyError(
             f"{len(self.bad)} parts are not what was written, the first is {first.file}{place}: "
@@ -76,10 +83,14 @@ def verify(
     InputError
         No mask of tilenet's; or, to repair, its raster is missing or was changed.
     VerifyError
-        Too much is damaged, or what is made again differs from what was written.
+        What is made again differs from what was written.
     """
     with convert_errors(path):
-        found = inspect(path)
+        try:
+            found = inspect(path)
+        except VerifyError as error:
+            lost = Bad(Path(error.where).name, _LOST)
+            return VerifyResult(ok=False, mask=str(path), files=0, blocks=0, bad=(lost,))
         bad = tuple(found.bad)
         if bad and repair:
             repair_mask(found, source, model)

@@ -17,6 +17,14 @@ from tilenet.models.store import ModelFiles
 __all__ = ["architectures", "build_network", "create_network", "pretrained_encoder"]
 
 _CLASSIC = "classicunet"
+_FETCHING = {
+    "checkpoint_path",
+    "cache_dir",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+}
+"""Arguments that make timm load files or use the network."""
 
 
 def architectures() -> list[str]:
@@ -66,6 +74,9 @@ def create_network(config: dict[str, Any], where: str) -> torch.nn.Module:
     encoder = str(config.get("encoder_name", ""))
     if not re.fullmatch(r"[\w.+-]*", encoder):  # timm would look into a folder or a hub
         raise ModelError(f"no encoder {encoder}", where, "name one of SMP's or timm's")
+    fetching = sorted(_FETCHING & set(arguments))
+    if fetching:
+        raise ModelError(f"config.json asks to load more: {fetching[0]}", where, "remove that key")
     if kind is None:
         raise ModelError(f"SMP has no {config['_model_class']}", where, "check config.json")
     known = inspect.signature(kind).parameters

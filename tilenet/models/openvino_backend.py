@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.blend import Activation, Decision, Sums
-from tilenet.errors import ModelError
+from tilenet.errors import ModelError, blame
 from tilenet.models.card import ModelCard
 from tilenet.models.session import NetworkShape, Setup, Tile, check_answer
 from tilenet.models.store import ModelFiles, cache_folder
@@ -48,7 +48,9 @@ def _read_onnx(path: Path) -> ov.Model:
         onnx = FrontEndManager().load_by_framework("onnx")
         model = onnx.convert(onnx.load(str(path)))
     except Exception as error:  # OpenVINO's failures have no other class in common
-        raise ModelError(f"OpenVINO cannot read it: {error}", path, "export it again") from error
+        raise blame(
+            ModelError(f"OpenVINO cannot read it: {error}", path, "export it again")
+        ) from error
     if len(model.inputs) != 1 or model.inputs[0].partial_shape.rank != ov.Dimension(4):
         raise ModelError("not one input of (N, C, H, W)", path, "export one image input")
     if not model.outputs or model.outputs[0].partial_shape.rank != ov.Dimension(4):
@@ -207,10 +209,12 @@ class OpenVinoSession:
                 },
             )
         except RuntimeError as error:
-            raise ModelError(
-                f"the network does not take tiles of {shape[0]}×{shape[1]}: {error}",
-                self._where,
-                "choose another --tile, or set divisor in its tilenet.json",
+            raise blame(
+                ModelError(
+                    f"the network does not take tiles of {shape[0]}×{shape[1]}: {error}",
+                    self._where,
+                    "choose another --tile, or set divisor in its tilenet.json",
+                )
             ) from error
         out = compiled.outputs[0].shape
         check_answer((out[2], out[3]), shape, self._lost, self._where)

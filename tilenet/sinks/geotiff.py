@@ -33,10 +33,11 @@ from rasterio.windows import Window as RasterWindow
 
 from tilenet import durable
 from tilenet.classes import NODATA
-from tilenet.errors import OutputError, ResourceError, TilenetError
+from tilenet.errors import DISK_FULL, OutputError, ResourceError, TilenetError
 from tilenet.geometry import Georeference, Window
 from tilenet.pyramid import halve
 from tilenet.quiet import ignoring
+from tilenet.sinks.layout import has_gaps
 from tilenet.sinks.pam import class_table
 from tilenet.sinks.spec import Before, MaskSpec
 
@@ -185,6 +186,8 @@ def _export(
             source = _with_overviews(plain) if kind.majority else plain
             rasterio.shutil.copy(str(source), str(final), overview_resampling="AVERAGE", **_COG)
             _compare(str(final), spec, written)
+            if has_gaps(final):
+                raise ResourceError("GDAL had trouble writing", out, "free space, then run again")
             with final.open("rb") as opened:
                 os.fsync(opened.fileno())
                 digest = hashlib.file_digest(opened, "sha256").hexdigest()
@@ -354,6 +357,8 @@ def _failures(target: _Target) -> Iterator[None]:
 def _system_error(err: OSError, target: _Target) -> TilenetError:
     if err.errno in _PATH:
         return OutputError(f"cannot write: {err}", target.out, "check the folder")
+    if err.errno == errno.ENOSPC:
+        return ResourceError(DISK_FULL, target.out, "free space, then run it again")
     what = f"cannot write: {err.strerror or err}"  # GDAL's own errors have no number
     return _blame_disk(target) or ResourceError(what, target.out, _RESUMES)
 
@@ -372,4 +377,4 @@ def _blame_disk(target: _Target) -> ResourceError | None:
         return None
     if free > made + _SPARE_BYTES:
         return None
-    return ResourceError("disk full", target.out, "free space, then run it again")
+    return ResourceError(DISK_FULL, target.out, "free space, then run it again")
