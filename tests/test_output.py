@@ -18,7 +18,7 @@ from tilenet.api import predict
 from tilenet.cli import run as command_line
 from tilenet.config import PredictConfig
 from tilenet.engine import large, output
-from tilenet.engine.output import locked, run_folder
+from tilenet.engine.runfolder import locked, run_folder
 from tilenet.errors import InterruptError, OutputError, ResourceError
 from tilenet.stops import stopping_on_signals
 

@@ -20,7 +20,7 @@ from tilenet.api import predict
 from tilenet.config import PredictConfig
 from tilenet.engine import room
 from tilenet.engine.journal import BlockRecord, Journal
-from tilenet.engine.output import LOCK, locked
+from tilenet.engine.runfolder import LOCK, locked
 from tilenet.errors import OutputError
 
 SMALL = ("--tile", 32, "--overlap", 16, "--chunk", 64, "--block", 128, "--precision", "fp32")

@@ -12,7 +12,7 @@ from typing import Any
 import rasterio
 
 import tilenet
-from tilenet.engine.output import read_sidecar
+from tilenet.engine.document import read_sidecar
 from tilenet.errors import InputError, ModelError
 from tilenet.models.card import ModelCard
 from tilenet.models.contract import keeps_batch_contract

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.classes import NODATA
+from tilenet.engine.document import Finished
 from tilenet.engine.journal import Invalid
 from tilenet.engine.meter import Meter
-from tilenet.engine.output import Finished
 from tilenet.engine.plan import Plan
 from tilenet.errors import InvalidError
 

@@ -19,18 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet import durable
-from tilenet.engine.journal import BlockRecord
-from tilenet.engine.output import (
+from tilenet.engine.document import (
     Finished,
     encode_document,
     file_document,
     plan_document,
     read_sidecar,
-    run_folder,
     sidecar,
     with_check,
 )
+from tilenet.engine.journal import BlockRecord
 from tilenet.engine.plan import Plan
+from tilenet.engine.runfolder import run_folder
 from tilenet.errors import OutputError
 from tilenet.sinks import encode_png
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window as RasterWindow
 
+from tilenet.engine.document import encode_document, probabilities_of, sidecar, with_check
 from tilenet.engine.journal import BlockRecord, decode, encode, from_plain
-from tilenet.engine.output import encode_document, probabilities_of, sidecar, with_check
 from tilenet.engine.recipe import lattice_of
 from tilenet.errors import InputError, TilenetError, VerifyError
 from tilenet.geometry import Window

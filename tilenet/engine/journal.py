@@ -159,7 +159,7 @@ class Journal:
 
     def _note(self, record: BlockRecord, length: int) -> None:
         start, self._end = self._end, self._end + length
-        if record.block in self._places:  # two owners of one run folder: see `output.Ownership`
+        if record.block in self._places:  # two owners of one run folder: see `runfolder.Owner`
             return
         self._places[record.block] = (start, length)
         self.pixels.update(record.pixels)

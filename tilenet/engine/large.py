@@ -8,24 +8,14 @@ from pathlib import Path
 
 from tilenet import durable
 from tilenet.engine.cluster import Executor
+from tilenet.engine.document import Finished, encode_document, plan_document
 from tilenet.engine.journal import BlockRecord, Journal, decode
 from tilenet.engine.meter import Meter
-from tilenet.engine.output import (
-    PLAN,
-    Finished,
-    check_in_progress,
-    encode_document,
-    export,
-    locked,
-    plan_document,
-    publish,
-    remove_run_folder,
-    run_folder,
-    upper_levels,
-)
+from tilenet.engine.output import check_in_progress, export, publish, upper_levels
 from tilenet.engine.plan import Plan
 from tilenet.engine.room import check_room, with_room
 from tilenet.engine.run import Progress, run_blocks
+from tilenet.engine.runfolder import PLAN, locked, remove_run_folder, run_folder
 from tilenet.engine.task import STORE, STRIPS, files_of, forget_runs, mark_lost
 from tilenet.errors import OutputError, ResourceError, convert_errors
 from tilenet.sinks import MaskStore

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
-import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-import tilenet
 from tilenet import durable
-from tilenet.engine.journal import UNREADABLE, BlockRecord, Invalid, as_plain
+from tilenet.engine.document import (
+    Finished,
+    encode_document,
+    file_document,
+    finished_of,
+    probabilities_of,
+    read_sidecar,
+    sidecar,
+    with_check,
+)
+from tilenet.engine.journal import BlockRecord
 from tilenet.engine.plan import Plan
-from tilenet.engine.recipe import recipe_of
-from tilenet.errors import InputError, OutputError, ResourceError
+from tilenet.engine.runfolder import PLAN, locked, remove_run_folder, run_folder
+from tilenet.errors import InputError, OutputError
 from tilenet.geometry import Window
 from tilenet.pyramid import halve
 from tilenet.sinks import (
@@ -36,87 +39,19 @@ from tilenet.sinks import (
 from tilenet.strangers import parse_json
 
 __all__ = [
-    "PLAN",
-    "Finished",
-    "Owner",
     "check_free",
     "check_in_progress",
     "check_output",
-    "encode_document",
     "export",
-    "file_document",
-    "locked",
-    "plan_document",
     "plan_in_progress",
-    "probabilities_of",
     "publish",
-    "read_sidecar",
-    "run_folder",
-    "scratch",
-    "sidecar",
     "sweep",
     "upper_levels",
-    "with_check",
 ]
 
 Read = Callable[[Window], NDArray[Any]]
 
-SIDECAR = ".tilenet.json"
-PLAN, LOCK = "plan.json", "lock"
-"""Names in a run folder."""
 _SCRATCH = "export"
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """What a finished mask says of itself.
-
-    Parameters
-    ----------
-    pixels : dict of int to int
-        Pixels of each class and of 255.
-    tiles, tiles_skipped, blocks : int
-        Of the whole raster.
-    invalid : tuple of Invalid
-        What failed.
-    """
-
-    pixels: dict[int, int]
-    tiles: int
-    tiles_skipped: int
-    blocks: int
-    invalid: tuple[Invalid, ...] = ()
-
-    def check(self, plan: Plan) -> None:
-        """Raise InputError if the source gave no pixel, or not all of them and that is required.
-
-        A mask is made of whatever could be read; of nothing, there is none.
-        """
-        unread = [one for one in self.invalid if one.why == UNREADABLE]
-        lost = sum(one.height * one.width for one in unread)
-        if not unread or (lost < plan.raster.height * plan.raster.width and not plan.strict):
-            return
-        first = unread[0]
-        where = Window(first.row, first.col, first.height, first.width)
-        raise InputError(
-            f"{lost} pixels cannot be read, the first at {where}", plan.raster.path,
-            "check the file" + ("; without --strict they get no answer" if plan.strict else ""),
-        )  # fmt: skip
-
-
-def run_folder(out: Path) -> Path:
-    """Return where the work in progress of an output lies."""
-    return out.with_name(f".{out.name}.tilenet")
-
-
-def sidecar(out: Path) -> Path:
-    """Return the file that says which run made a one-file mask."""
-    return out.with_name(out.name + SIDECAR)
-
-
-def probabilities_of(out: Path) -> Path:
-    """Return where the probabilities of a one-file mask lie."""
-    return out.with_name(f"{out.stem}.prob.tif")
 
 
 def _companions(out: Path, *, probabilities: bool) -> list[Path]:
@@ -131,54 +66,6 @@ def plan_in_progress(out: Path) -> Plan | None:
         return Plan.load((run_folder(out) / PLAN).read_bytes())
     except (OSError, ValueError):
         return None
-
-
-def plan_document(plan: Plan, done: Finished | None = None) -> dict[str, Any]:
-    """Return what a mask keeps of its plan: identity, recipe and figures, no times."""
-    document: dict[str, Any] = {
-        "tilenet": tilenet.__version__,
-        "plan_hash": plan.hash,
-        "identity": plan.identity(),
-        "model": plan.model.card.name,
-        "input": Path(plan.raster.path).name,
-        "recipe": recipe_of(plan),
-        "spec": plan.spec.as_dict(),
-    }
-    if done is not None:
-        document |= {
-            "pixels": {str(k): v for k, v in sorted(done.pixels.items())},
-            "tiles": done.tiles,
-            "tiles_skipped": done.tiles_skipped,
-            "blocks": done.blocks,
-            "invalid": [asdict(one) for one in done.invalid],
-        }
-    return document
-
-
-def file_document(document: Mapping[str, Any], records: Iterable[BlockRecord]) -> dict[str, Any]:
-    """Return a plan document with what a one-file mask keeps of its journal."""
-    journal = [{**as_plain(record), "files": []} for record in records if record.block >= 0]
-    return {**document, "journal": journal}
-
-
-def encode_document(document: Mapping[str, Any]) -> bytes:
-    """Return a document as JSON, the same bytes for the same content."""
-    return json.dumps(document, sort_keys=True).encode()
-
-
-def with_check(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a document with the hash of all the rest of it, so that it can be verified alone."""
-    rest = {key: value for key, value in document.items() if key != "check"}
-    return {**rest, "check": hashlib.sha256(encode_document(rest)).hexdigest()}
-
-
-def read_sidecar(out: Path) -> dict[str, Any] | None:
-    """Return what lies beside a one-file mask, None if that is nothing of ours."""
-    try:
-        found = parse_json(sidecar(out).read_bytes())
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and "plan_hash" in found else None
 
 
 def _check_companions(out: Path, *, probabilities: bool) -> None:
@@ -237,19 +124,9 @@ def check_output(out: Path, plan: Plan, *, overwrite: bool) -> Finished | None:
             out,
             "choose another --out, or --overwrite",
         )
-    done = _finished(document)
+    done = finished_of(document)
     done.check(plan)
     return done
-
-
-def _finished(document: Mapping[str, Any]) -> Finished:
-    return Finished(
-        {int(k): v for k, v in document["pixels"].items()},
-        document["tiles"],
-        document["tiles_skipped"],
-        document["blocks"],
-        tuple(Invalid(**one) for one in document["invalid"]),
-    )
 
 
 def check_free(out: Path, spec: MaskSpec, *, one_file: bool, overwrite: bool) -> None:
@@ -293,85 +170,6 @@ def sweep(out: Path, plan: Plan) -> None:
     folder, known = run_folder(out), plan_in_progress(out)
     if folder.exists() and (known is None or known.hash == plan.hash):
         with locked(folder):
-            remove_run_folder(folder)
-
-
-class Owner:
-    """Who owns a run folder: the kernel's lock, and a name in it for disks that lack such locks.
-
-    Some shared file systems grant a lock to everybody. There the later run writes its name over the
-    earlier one's, which finds it before it next writes, and stops.
-    """
-
-    def __init__(self, folder: Path, fd: int) -> None:
-        self._folder, self._name = folder, secrets.token_hex(16).encode()
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, self._name, 0)
-
-    def check(self) -> None:
-        """Raise OutputError if another run has taken over."""
-        try:
-            found = (self._folder / LOCK).read_bytes()
-        except FileNotFoundError:
-            found = b""
-        if found != self._name:
-            raise OutputError(
-                "another run has taken over this output", self._folder, "leave it to that one"
-            )
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[Owner]:
-    """Own a run folder; the kernel gives it back however this process ends.
-
-    Raises
-    ------
-    OutputError
-        Another run owns it.
-    """
-    links = [path for path in (folder, *folder.iterdir()) if path.is_symlink()]
-    if links:
-        raise OutputError("work in progress is a link", links[0], "remove it")
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    fd = os.open(folder / LOCK, flags, 0o644)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise OutputError(
-                "another run is writing this output", folder, "wait for it, or choose another --out"
-            ) from error
-        if not (folder / LOCK).exists() or not os.path.samestat(
-            os.fstat(fd), (folder / LOCK).stat()
-        ):
-            raise OutputError(
-                "another run has just finished this output", folder, "look at it, or run again"
-            )
-        yield Owner(folder, fd)
-    finally:
-        os.close(fd)
-
-
-@contextmanager
-def scratch(out: Path) -> Iterator[Path]:
-    """Own a run folder for work that holds no run and, after a crash, is begun anew.
-
-    Raises
-    ------
-    OutputError
-        Somebody else is at work on this output.
-    """
-    folder = run_folder(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        for path in folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name != LOCK:
-                path.unlink()
-        try:
-            yield folder
-        finally:
             remove_run_folder(folder)
 
 
@@ -478,21 +276,3 @@ def export(
             for path in _companions(out, probabilities=bool(spec.channels)):
                 path.unlink(missing_ok=True)
             raise
-
-
-def remove_run_folder(folder: Path) -> None:
-    """Remove a run folder that is ours and locked; the lock goes last.
-
-    Another run may want the folder from then on: what it does there stays.
-    """
-    try:
-        for path in folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name != LOCK:
-                path.unlink()
-        (folder / LOCK).unlink(missing_ok=True)
-        with suppress(OSError):
-            folder.rmdir()
-    except OSError as error:
-        raise ResourceError(f"cannot be removed: {error.strerror}", folder, "remove it") from error

@@ -15,25 +15,21 @@ from numpy.typing import NDArray
 
 from tilenet.config import PredictConfig
 from tilenet.engine.block import BlockJob, Forwarded, drive
+from tilenet.engine.document import Finished, encode_document, plan_document
 from tilenet.engine.group import FileGroup
 from tilenet.engine.journal import BlockRecord, encode
 from tilenet.engine.meter import Spans
 from tilenet.engine.output import (
-    Finished,
     check_in_progress,
     check_output,
-    encode_document,
     export,
-    locked,
-    plan_document,
     publish,
-    remove_run_folder,
-    run_folder,
     sweep,
     upper_levels,
 )
 from tilenet.engine.plan import SUFFIXES, Format, Plan, make_plan
 from tilenet.engine.reading import read_window
+from tilenet.engine.runfolder import locked, remove_run_folder, run_folder
 from tilenet.engine.task import STORE, files_of, record_of, session_for, unreadable
 from tilenet.errors import OutputError, TilenetError
 from tilenet.geometry import Window

@@ -16,20 +16,14 @@ from numpy.typing import NDArray
 
 from tilenet import durable
 from tilenet.engine.cluster import open_executor
+from tilenet.engine.document import probabilities_of
 from tilenet.engine.inspection import Bad, Inspection, damaged_blocks, read_pixels
 from tilenet.engine.journal import Journal
 from tilenet.engine.large import JOURNAL, run_large
 from tilenet.engine.meter import Spans
-from tilenet.engine.output import (
-    PLAN,
-    locked,
-    probabilities_of,
-    remove_run_folder,
-    run_folder,
-    scratch,
-)
 from tilenet.engine.plan import Plan
 from tilenet.engine.recipe import plan_from
+from tilenet.engine.runfolder import PLAN, locked, remove_run_folder, run_folder, scratch
 from tilenet.engine.task import STORE, STRIPS, Worker, files_of, finish_block, mark_lost
 from tilenet.errors import VerifyError
 from tilenet.geometry import Window

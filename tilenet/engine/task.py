@@ -23,9 +23,9 @@ from tilenet.engine import spill
 from tilenet.engine.block import BlockJob, Forwarded, drive, join
 from tilenet.engine.journal import KILLS, NEIGHBOUR, UNREADABLE, BlockRecord, Invalid
 from tilenet.engine.meter import Spans
-from tilenet.engine.output import PLAN
 from tilenet.engine.plan import Plan, block_levels
 from tilenet.engine.reading import read_window
+from tilenet.engine.runfolder import PLAN
 from tilenet.geometry import Window
 from tilenet.lattice import Lattice
 from tilenet.models.session import Session, Setup, open_session
