@@ -18,6 +18,8 @@ from pathlib import Path
 from disks import resize, small_disk
 from workload import Ended, Outcome, Workload, end, remove, run_folder, wait_for
 
+NEEDS = ("root", "mount")
+
 EXHAUSTED = 6
 _LARGE = 256 << 20
 _PAGE = 4096

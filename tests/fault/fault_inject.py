@@ -15,6 +15,8 @@ from pathlib import Path
 from injection import CALLS, Point, points_of, was_hit
 from workload import Outcome, Workload, remove, two_at_a_time
 
+NEEDS = ("cc",)
+
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS, errno.EMFILE)
 EXHAUSTED = 6
 _SHARES = (4, 100)  # points of each call and kind of output

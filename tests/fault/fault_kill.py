@@ -33,6 +33,8 @@ from tilenet.engine.journal import decode
 from tilenet.engine.run import _FORWARDS_PER_WORKER
 from tilenet.sinks import documents
 
+NEEDS = ("cc",)
+
 STOP_SECONDS = 10.0
 _MOST = ("most_forwards_redone", "most_joins_redone")
 _EXACT = ("rename", "fsync", "write", "unlink")

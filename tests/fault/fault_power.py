@@ -19,6 +19,8 @@ from pathlib import Path
 from disks import cut, image_disk, make_image
 from workload import Outcome, Workload, end, journaled, remove, run_folder
 
+NEEDS = ("root", "mount", "mkfs.ext4")
+
 _MEGABYTES = 16
 _CUTS = (5, 50)
 # The second: names may reach the disk before the bytes they name.
