@@ -23,8 +23,16 @@ from tilenet.engine.large import JOURNAL, run_large
 from tilenet.engine.meter import Spans
 from tilenet.engine.plan import Plan
 from tilenet.engine.recipe import plan_from
-from tilenet.engine.runfolder import PLAN, locked, remove_run_folder, run_folder, scratch
-from tilenet.engine.task import STORE, STRIPS, Worker, files_of, finish_block, mark_lost
+from tilenet.engine.runfolder import PLAN, locked, run_folder, scratch
+from tilenet.engine.task import (
+    STORE,
+    STRIPS,
+    Worker,
+    files_of,
+    finish_block,
+    mark_lost,
+    write_block,
+)
 from tilenet.errors import VerifyError
 from tilenet.geometry import Window
 from tilenet.pyramid import halve
@@ -178,17 +186,18 @@ def _repair_file(found: Inspection, source: Path | None, model: Path | None) -> 
     out, folder = found.path, run_folder(found.path)
     plan = plan_from(found.document, source, model)
     damaged = set(damaged_blocks(out, found.document))
-    if folder.exists():
-        remove_run_folder(folder)
+    with scratch(out):  # whatever a crash left there goes
+        pass
     folder.mkdir()
     with locked(folder):
-        worker = Worker(folder, plan, Raster(plan.raster), MaskStore(folder / STORE, plan.spec))
-        worker.store.create()
+        store = MaskStore(folder / STORE, plan.spec)
+        store.create()
         durable.write(folder / PLAN, plan.dump())
         with Journal(folder / JOURNAL) as journal:
             for record in found.records:
                 if record.block not in damaged:
-                    stored = worker.write(record.block, *_pixels(out, plan, record.block))
+                    pixels = _pixels(out, plan, record.block)
+                    stored = write_block(store, plan.lattice, record.block, *pixels)
                     journal.append([replace(record, files=files_of(stored))])
     with open_executor("local", plan.lattice.blocks) as executor:
         run_large(plan, out, executor, lambda _pixels: None, overwrite=True)
