@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-__all__ = ["append", "rename", "sync_directory", "temporary", "write", "write_all"]
+__all__ = ["append", "rename", "sync_all", "sync_directory", "temporary", "write", "write_all"]
 
 _SYNCS = 8
 
@@ -110,6 +110,21 @@ def _put(path: Path, data: bytes) -> None:
         append(fd, data)
     finally:
         os.close(fd)
+
+
+def sync_all(files: Sequence[Path], folders: Sequence[Path]) -> None:
+    """Make files that were written before durable, then the names in folders.
+
+    Syncs that run side by side share the file system's commits.
+    """
+    with ThreadPoolExecutor(_SYNCS) as pool:
+        list(pool.map(_sync_file, files))
+        list(pool.map(sync_directory, folders))
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def append(fd: int, data: bytes) -> None:

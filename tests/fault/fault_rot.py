@@ -17,12 +17,12 @@ from pathlib import Path
 from workload import Outcome, Workload, digest, remove
 
 from tilenet import mask_api
-from tilenet.errors import InputError, TilenetError, VerifyError
+from tilenet.errors import InputError, TilenetError
 
 DAMAGED = 8
 _FLIPS = (60, 1000)
 _COMMANDS = 20  # one trial in so many runs the command
-_BEYOND = "found, but beyond repair"
+_BEYOND = "damaged beyond repair"
 
 
 def run(folder: Path, *, long: bool) -> Outcome:
@@ -59,10 +59,9 @@ def _in_process(_workload: Workload, mask: Path) -> str:
     try:
         if mask_api.verify(mask).ok:
             return "not found"
-        if not mask_api.verify(mask, repair=True).ok:
-            return "not repaired"
-    except VerifyError:
-        return _BEYOND
+        repaired = mask_api.verify(mask, repair=True)
+        if not repaired.ok:
+            return _BEYOND if repaired.bad[0].what == _BEYOND else "not repaired"
     except InputError as error:
         return _BEYOND if _is_no_mask(mask) else f"verify exits 3: {error}"
     except TilenetError as error:
@@ -81,7 +80,7 @@ def _by_command(workload: Workload, mask: Path) -> str:
     if found.code != DAMAGED or not found.is_one_line():
         return _BEYOND if _is_no_mask(mask) else f"verify exits {found.code}: {found.err[-300:]}"
     report = json.loads(found.out)
-    if "ok" not in report:
+    if report["bad"][0]["what"] == _BEYOND:
         return _BEYOND
     if report["ok"] or not report["bad"]:
         return f"verify says {found.out[:300]}"

@@ -23,7 +23,7 @@ from tilenet.sinks import MaskStore, open_store
 
 __all__ = ["convert"]
 
-_OF_FILES = {"sha256", "size", "journal", "probabilities", "check"}
+_OF_FILES = {"sha256", "size", "journal", "probabilities"}
 _UPPER = -1
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import re
+import zlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +23,20 @@ from tilenet.strangers import parse_json
 
 __all__ = [
     "Finished",
+    "decode_sidecar",
     "encode_document",
+    "encode_sidecar",
     "file_document",
     "finished_of",
     "plan_document",
     "probabilities_of",
     "read_sidecar",
     "sidecar",
-    "with_check",
 ]
 
 _SIDECAR = ".tilenet.json"
+_OWN_KEYS = {"check", "copy"}
+_COPY, _BETWEEN = b'{"copy": "', b'",\n'
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,16 +130,36 @@ def encode_document(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, sort_keys=True).encode()
 
 
-def with_check(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a document with the hash of all the rest of it, so that it can be verified alone."""
-    rest = {key: value for key, value in document.items() if key != "check"}
-    return {**rest, "check": hashlib.sha256(encode_document(rest)).hexdigest()}
+def encode_sidecar(document: Mapping[str, Any]) -> bytes:
+    """Return what lies beside a one-file mask: a document, and before it a packed copy.
+
+    All of it is one JSON object, and each half says by a hash whether it is whole: what damages one
+    leaves the other.
+    """
+    rest = {key: value for key, value in document.items() if key not in _OWN_KEYS}
+    check = hashlib.sha256(encode_document(rest)).hexdigest()
+    whole = encode_document({**rest, "check": check})
+    return _COPY + base64.b64encode(zlib.compress(whole)) + _BETWEEN + whole[1:]
+
+
+def decode_sidecar(data: bytes) -> dict[str, Any] | None:
+    """Return the document that `encode_sidecar` wrote, from either half; None if both are lost."""
+    packed = re.match(_COPY + rb"([A-Za-z0-9+/=]+)", data)
+    halves = [b"{" + data.partition(_BETWEEN)[2]]
+    with suppress(ValueError, zlib.error):
+        halves.append(zlib.decompress(base64.b64decode(packed[1])) if packed else b"")
+    for half in halves:
+        with suppress(ValueError, TypeError, KeyError):
+            found = parse_json(half)
+            check = found.pop("check")
+            if hashlib.sha256(encode_document(found)).hexdigest() == check:
+                return dict(found)
+    return None
 
 
 def read_sidecar(out: Path) -> dict[str, Any] | None:
     """Return what lies beside a one-file mask, None if that is nothing of ours."""
     try:
-        found = parse_json(sidecar(out).read_bytes())
-    except (OSError, ValueError):
+        return decode_sidecar(sidecar(out).read_bytes())
+    except OSError:
         return None
-    return found if isinstance(found, dict) and "plan_hash" in found else None

@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 from tilenet import durable
 from tilenet.engine.document import (
     Finished,
-    encode_document,
+    encode_sidecar,
     file_document,
     plan_document,
     read_sidecar,
     sidecar,
-    with_check,
 )
 from tilenet.engine.journal import BlockRecord
 from tilenet.engine.plan import Plan
@@ -82,7 +81,7 @@ class FileGroup:
         data = encode_png(mask, plan.spec, out)
         written = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
         document = file_document(plan_document(plan, finished), [record]) | written
-        self._files.append(_File(out, data, encode_document(with_check(document)), done))
+        self._files.append(_File(out, data, encode_sidecar(document), done))
 
     def write(self) -> None:
         """Write all that wait.

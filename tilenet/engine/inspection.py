@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window as RasterWindow
 
-from tilenet.engine.document import encode_document, probabilities_of, sidecar, with_check
+from tilenet.engine.document import (
+    decode_sidecar,
+    encode_document,
+    encode_sidecar,
+    probabilities_of,
+    sidecar,
+)
 from tilenet.engine.journal import BlockRecord, decode, encode, from_plain
 from tilenet.engine.recipe import lattice_of
 from tilenet.errors import InputError, TilenetError, VerifyError
@@ -187,15 +193,12 @@ def _inspect_file(path: Path) -> Inspection:
         raise InputError(
             "no mask of tilenet's: its .tilenet.json is missing", path, "name a mask"
         ) from error
-    try:
-        document = json.loads(text)
-        whole = encode_document(with_check(document)) == text
-    except (ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
+    document = decode_sidecar(text)
+    if document is None:
         raise _lost(sidecar(path), "the document beside the mask is damaged")
+    bad = [] if encode_sidecar(document) == text else [Bad(sidecar(path).name, "damaged")]
     records = [from_plain(record) for record in document["journal"]]
-    bad, expected = [], {path: (document["sha256"], document["size"])}
+    expected = {path: (document["sha256"], document["size"])}
     if "probabilities" in document:
         kept = document["probabilities"]
         expected[probabilities_of(path)] = (kept["sha256"], kept["size"])
@@ -208,7 +211,7 @@ def _inspect_file(path: Path) -> Inspection:
             bad.append(Bad(file.name, "missing"))
         elif file.stat().st_size != size or _digest(file) != digest:
             bad.append(Bad(file.name, "damaged"))
-    if bad:
+    if any(one.file != sidecar(path).name for one in bad):
         bad += [Bad(path.name, "damaged", block) for block in damaged_blocks(path, document)]
     return Inspection(path, document, records, 1 + len(expected), len(records), bad)
 

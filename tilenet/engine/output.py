@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 from tilenet import durable
 from tilenet.engine.document import (
     Finished,
-    encode_document,
+    encode_sidecar,
     file_document,
     finished_of,
     probabilities_of,
     read_sidecar,
     sidecar,
-    with_check,
 )
 from tilenet.engine.journal import BlockRecord
 from tilenet.engine.plan import Plan
@@ -87,7 +86,7 @@ def _document(out: Path) -> dict[str, Any]:
     try:
         if out.is_dir():
             return dict(parse_json(documents(out)["plan"]))
-        found = dict(parse_json(sidecar(out).read_bytes()))
+        found = dict(read_sidecar(out) or {})
         same = found["size"] == out.stat().st_size
     except (InputError, OSError, ValueError, KeyError, TypeError) as error:
         raise OutputError(
@@ -256,7 +255,7 @@ def export(
     scratch.mkdir()
 
     def note(written: dict[str, Any]) -> None:
-        content = encode_document(with_check(document | written))
+        content = encode_sidecar(document | written)
         durable.write(sidecar(out), content, scratch=scratch)
 
     with _making_room(out, overwrite=overwrite):

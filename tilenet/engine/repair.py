@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tilenet import durable
 from tilenet.engine.cluster import open_executor
-from tilenet.engine.document import probabilities_of
+from tilenet.engine.document import encode_sidecar, probabilities_of, sidecar
 from tilenet.engine.inspection import Bad, Inspection, damaged_blocks, read_pixels
 from tilenet.engine.journal import Journal
 from tilenet.engine.large import JOURNAL, run_large
@@ -184,6 +184,9 @@ def _pixels(out: Path, plan: Plan, block: int) -> tuple[Pixels, Pixels | None]:
 def _repair_file(found: Inspection, source: Path | None, model: Path | None) -> None:
     """Put the blocks that are whole into a run folder as done, and let the run go on from there."""
     out, folder = found.path, run_folder(found.path)
+    if all(bad.file == sidecar(out).name for bad in found.bad):
+        durable.write(sidecar(out), encode_sidecar(found.document))
+        return
     plan = plan_from(found.document, source, model)
     damaged = set(damaged_blocks(out, found.document))
     with scratch(out):  # whatever a crash left there goes

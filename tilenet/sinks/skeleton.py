@@ -7,6 +7,7 @@ none; what comes out is a dictionary of files.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -78,36 +79,74 @@ def complete(spec: MaskSpec, pixels: Mapping[int, int], documents: Files) -> Fil
     documents : mapping of str to bytes
         Kept as arrays `tilenet/<name>`, because readers warn about loose files.
     """
+    files, place = dict(_frame(spec, tuple(sorted(documents)))), seal_path(spec.zarr_format)
+    for name, data in documents.items():
+        chunk = _chunk_path(spec.zarr_format, name)
+        if data:
+            files[chunk] = encode(spec, np.frombuffer(data, np.uint8))
+        else:
+            del files[chunk]  # an empty array has none
+    sealed = [path for path in files if path != place]
+    size = len(Seal.blank(sealed, documents).encode())
+    sizes = {SEAL: size, **{name: len(data) for name, data in documents.items()}}
+    resize = _resize_v2 if spec.zarr_format == 2 else _resize_v3
+    resize(files, root_attributes(spec, pixels=pixels, complete=True), sizes)
+    hashes = {path: hashlib.sha256(files[path]).hexdigest() for path in sealed}
+    files[place] = Seal(hashes, documents).encode()
+    assert len(files[place]) == size, "the seal keeps its size"
+    return files
+
+
+@lru_cache(maxsize=8)
+def _frame(spec: MaskSpec, names: tuple[str, ...]) -> Files:
+    """Return the files of a finished mask as zarr writes them, each document a byte long."""
     buffer = default_buffer_prototype().buffer
     memory: dict[str, Buffer] = {k: buffer.from_bytes(v) for k, v in skeleton(spec).items()}
     store = MemoryStore(memory)
     root = zarr.open_group(store, mode="r+", zarr_format=spec.zarr_format, use_consolidated=False)
-    folder = root.create_group("tilenet")
-    for name in sorted(documents):
-        _small(spec, folder, name, np.frombuffer(documents[name], np.uint8), ("byte",), {})
-    root.attrs.put(root_attributes(spec, pixels=pixels, complete=True))
-    blank = Seal.blank([*memory, *_sealed_later(spec)], documents).encode()
-    _small(spec, folder, SEAL, np.frombuffer(blank, np.uint8), ("byte",), {}, compressed=False)
+    folder, byte = root.create_group("tilenet"), np.ones(1, np.uint8)
+    for name in names:
+        _small(spec, folder, name, byte, ("byte",), {})
+    _small(spec, folder, SEAL, byte, ("byte",), {}, compressed=False)
     # True of format 3, and harmless: readers that do not know it read the single files.
     with ignoring(ZarrUserWarning, "Consolidated metadata"):
         zarr.consolidate_metadata(store, zarr_format=spec.zarr_format)
-    files, place = dict(_files(memory)), seal_path(spec.zarr_format)
-    hashes = {p: hashlib.sha256(data).hexdigest() for p, data in files.items() if p != place}
-    files[place] = Seal(hashes, documents).encode()
-    assert len(files[place]) == len(blank), "the seal keeps its size"
-    return files
+    return _files(memory)
+
+
+def _resize_v3(files: dict[str, bytes], attributes: Any, sizes: Mapping[str, int]) -> None:
+    """Give the root its attributes and the documents their sizes, in both places that say them."""
+    root = json.loads(files["zarr.json"])
+    root["attributes"] = attributes
+    for name, size in sizes.items():
+        array = json.loads(files[f"tilenet/{name}/zarr.json"])
+        for said in (array, root["consolidated_metadata"]["metadata"][f"tilenet/{name}"]):
+            said["shape"] = [size]
+            said["chunk_grid"]["configuration"]["chunk_shape"] = [max(1, size)]
+        files[f"tilenet/{name}/zarr.json"] = json.dumps(array).encode()
+    files["zarr.json"] = json.dumps(root).encode()
+
+
+def _resize_v2(files: dict[str, bytes], attributes: Any, sizes: Mapping[str, int]) -> None:
+    """Do the same for format 2."""
+    whole = json.loads(files[".zmetadata"])
+    whole["metadata"][".zattrs"] = attributes
+    files[".zattrs"] = json.dumps(attributes).encode()
+    for name, size in sizes.items():
+        array = json.loads(files[f"tilenet/{name}/.zarray"])
+        for said in (array, whole["metadata"][f"tilenet/{name}/.zarray"]):
+            said["shape"], said["chunks"] = [size], [max(1, size)]
+        files[f"tilenet/{name}/.zarray"] = json.dumps(array).encode()
+    files[".zmetadata"] = json.dumps(whole).encode()
 
 
 def seal_path(zarr_format: ZarrFormat) -> str:
     """Return where a store's seal lies."""
-    return f"tilenet/{SEAL}/0" if zarr_format == 2 else f"tilenet/{SEAL}/c/0"
+    return _chunk_path(zarr_format, SEAL)
 
 
-def _sealed_later(spec: MaskSpec) -> list[str]:
-    """Return the metadata that comes with the seal and after it."""
-    if spec.zarr_format == 2:
-        return [f"tilenet/{SEAL}/.zarray", f"tilenet/{SEAL}/.zattrs", ".zmetadata"]
-    return [f"tilenet/{SEAL}/zarr.json"]
+def _chunk_path(zarr_format: ZarrFormat, name: str) -> str:
+    return f"tilenet/{name}/0" if zarr_format == 2 else f"tilenet/{name}/c/0"
 
 
 def _pixels(spec: MaskSpec, group: zarr.Group, name: str, layout: ArrayLayout, factor: int) -> None:

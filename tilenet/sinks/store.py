@@ -308,8 +308,8 @@ def _walk(root: Path) -> Iterator[tuple[Path, list[Path]]]:
 
 
 def _sync_tree(root: Path) -> None:
-    for folder, files in _walk(root):
-        for file in files:
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
-        durable.sync_directory(folder)
+    folders, files = [], list[Path]()
+    for folder, inside in _walk(root):
+        folders.append(folder)
+        files += inside
+    durable.sync_all(files, folders)
