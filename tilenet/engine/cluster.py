@@ -176,6 +176,25 @@ def _is_loopback(address: str) -> bool:
         return False
 
 
+def _local_cluster(kind: str, number: int) -> Any:
+    """Start a cluster of our own; None for one that somebody else has started."""
+    import distributed
+
+    options: dict[str, Any] = {
+        "threads_per_worker": THREADS, "memory_limit": 0,
+        # Dask's own counters, on loopback only and on whatever port is free.
+        "dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0",
+    }  # fmt: skip
+    if kind == "local":
+        return distributed.LocalCluster(n_workers=1, processes=False, protocol="inproc", **options)
+    if kind == "processes":
+        return distributed.LocalCluster(
+            n_workers=number, host="127.0.0.1", preload=["tilenet.engine.worker"],
+            scheduler_kwargs={"allowed_failures": _DEATHS - 1}, **options,
+        )  # fmt: skip
+    return None
+
+
 @contextmanager
 def open_executor(scheduler: str, tasks: int, *, insecure: bool = False) -> Iterator[Executor]:
     """Open what runs the tasks.
@@ -212,23 +231,8 @@ def open_executor(scheduler: str, tasks: int, *, insecure: bool = False) -> Iter
     import distributed
 
     quiet_dask()
-    options: dict[str, Any] = {
-        "threads_per_worker": THREADS, "memory_limit": 0,
-        # Dask's own counters, on loopback only and on whatever port is free.
-        "dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0",
-    }  # fmt: skip
     try:
-        if kind == "local":
-            cluster = distributed.LocalCluster(
-                n_workers=1, processes=False, protocol="inproc", **options
-            )
-        elif kind == "processes":
-            cluster = distributed.LocalCluster(
-                n_workers=number, host="127.0.0.1", preload=["tilenet.engine.worker"],
-                scheduler_kwargs={"allowed_failures": _DEATHS - 1}, **options,
-            )  # fmt: skip
-        else:
-            cluster = None
+        cluster = _local_cluster(kind, number)
         client = distributed.Client(cluster or scheduler, timeout=15, set_as_default=False)
     except (OSError, TimeoutError) as error:
         raise ClusterError(f"no answer: {error}", scheduler, "is the scheduler running?") from error
