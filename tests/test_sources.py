@@ -12,7 +12,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from tilenet.errors import InputError
 from tilenet.geometry import Window
 from tilenet.quiet import ignoring
-from tilenet.sources import find_inputs, open_raster
+from tilenet.sources import View, find_inputs, open_raster
 
 rng = np.random.default_rng(0)
 PIXELS = (
@@ -98,7 +98,7 @@ def test_levels_that_show_another_picture_are_none(tmp_path):
         dataset.build_overviews([2, 4])
     assert open_raster(path).info.levels == ((150, 170), (75, 85), (38, 43))
     with pytest.raises(InputError, match="levels 0 to 2"):
-        open_raster(path, level=3)
+        open_raster(path, View(level=3))
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint32", "float16", "float64", "int16", "uint16"])

@@ -110,6 +110,11 @@ def _say_plan(plan: Plan) -> None:
     )  # fmt: skip
     if len(plan.raster.files) > 1:
         _logger.info("used: %s", ", ".join(plan.raster.files))
+    if plan.raster.resampling is not None:
+        step = plan.raster.resampling.step
+        _logger.info(
+            "resampled from level %d, %.3g × %.3g of its pixels to one", plan.raster.level, *step
+        )
     if plan.format == "zarr":
         for line in warnings_for(plan.spec):
             _logger.warning("%s", line)

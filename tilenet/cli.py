@@ -88,6 +88,16 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     backend: Annotated[str | None, typer.Option(help="auto, torch or openvino.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
     level: Annotated[int | None, typer.Option(help="Pyramid level; 0 is full resolution.")] = None,
+    mpp: Annotated[
+        float | None, typer.Option(help="Micrometres per pixel to read at (slides).")
+    ] = None,
+    resolution: Annotated[
+        float | None, typer.Option(help="CRS units per pixel to read at (maps).")
+    ] = None,
+    source_mpp: Annotated[
+        float | None, typer.Option(help="Micrometres per pixel of the file, if it says none.")
+    ] = None,
+    plane: Annotated[str | None, typer.Option(help="Plane of a stack, as in z=3,t=0.")] = None,
     bands: Annotated[str | None, typer.Option(help="Bands from 1, as in 4,3,2.")] = None,
     threshold: Annotated[
         float | None, typer.Option(help="Score from which a class counts.")
@@ -137,7 +147,8 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     flags = {
         "model": model, "model_config_file": model_config, "tile": tile, "overlap": overlap,
         "blend": blend, "batch_size": batch_size, "device": device, "backend": backend,
-        "precision": precision, "level": level, "bands": _numbers(bands, int, "--bands"),
+        "precision": precision, "level": level, "mpp": mpp, "resolution": resolution,
+        "source_mpp": source_mpp, "plane": plane, "bands": _numbers(bands, int, "--bands"),
         "threshold": threshold, "probabilities": probabilities, "format": format,
         "zarr_format": zarr_format, "scheduler": scheduler, "block": block, "chunk": chunk,
         "skip_nodata": False if no_skip else None, "overwrite": overwrite,

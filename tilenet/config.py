@@ -28,6 +28,16 @@ type Auto[T] = Annotated[T | None, BeforeValidator(lambda v: None if v == "auto"
 """A value, or "auto" (None): chosen for the model, the raster and the device."""
 
 
+def _plane(value: Any) -> Any:
+    """Return ``z=3,t=0`` as pairs."""
+    if not isinstance(value, str):
+        return value
+    pairs = [part.partition("=") for part in value.split(",")]
+    if not all(len(axis) == 1 and index.isdecimal() for axis, _, index in pairs):
+        raise ValueError(f"plane: {value} is not like z=3,t=0")
+    return tuple((axis.lower(), int(index)) for axis, _, index in pairs)
+
+
 class PredictConfig(BaseModel):
     """Options of predict, named as on the command line.
 
@@ -45,8 +55,14 @@ class PredictConfig(BaseModel):
         Tiles per forward call; None or "auto" follows the tile. Never changes the result.
     device, backend, precision : str
         "auto" chooses the fastest.
-    level : int
-        Pyramid level to read.
+    level : int or None
+        Pyramid level to read; None: full resolution, or what the model was trained at.
+    mpp, resolution : float or None
+        Micrometres, or CRS units, per pixel to read at instead.
+    source_mpp : float or None
+        Micrometres per pixel of the file, in place of what it says.
+    plane : tuple of (str, int)
+        Index of each further axis of a stack, as in ``z=3,t=0``.
     bands : tuple of int or None
         Bands from 1.
     threshold : float or None
@@ -86,7 +102,11 @@ class PredictConfig(BaseModel):
     device: str = "auto"
     backend: str = "auto"
     precision: str = "auto"
-    level: Annotated[int, Field(ge=0)] = 0
+    level: Annotated[int, Field(ge=0)] | None = None
+    mpp: Annotated[FiniteFloat, Field(gt=0)] | None = None
+    resolution: Annotated[FiniteFloat, Field(gt=0)] | None = None
+    source_mpp: Annotated[FiniteFloat, Field(gt=0)] | None = None
+    plane: Annotated[tuple[tuple[str, int], ...], BeforeValidator(_plane)] = ()
     bands: tuple[int, ...] | None = None
     threshold: FiniteFloat | None = None
     probabilities: bool = False
@@ -110,6 +130,8 @@ class PredictConfig(BaseModel):
     def _consistent(self) -> PredictConfig:
         if self.block is not None and self.block % self.chunk:
             raise ValueError(f"block: {self.block} is no whole number of chunks of {self.chunk}")
+        if sum(value is not None for value in (self.level, self.mpp, self.resolution)) > 1:
+            raise ValueError("level: give one of --level, --mpp and --resolution")
         if self.tile is not None and self.overlap is not None and 4 * self.overlap > 3 * self.tile:
             raise ValueError("overlap: at most 75 % of the tile")
         return self

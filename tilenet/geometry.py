@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -103,6 +104,18 @@ class Georeference:
     def is_rotated(self) -> bool:
         """Whether rows and columns are not parallel to the CRS axes."""
         return self.transform is not None and (self.transform[1] != 0 or self.transform[3] != 0)
+
+    @property
+    def ground_resolution(self) -> tuple[float, float] | None:
+        """CRS units per pixel (y, x); None without an affine."""
+        if self.transform is None:
+            return None
+        a, b, _, d, e, _ = self.transform
+        return math.hypot(b, e), math.hypot(a, d)
+
+    def at_mpp(self, mpp: float) -> Georeference:
+        """Return the same place with other micrometres per pixel."""
+        return replace(self, mpp=(mpp, mpp))
 
     def scaled(self, factor_y: float, factor_x: float) -> Georeference:
         """Return the reference of a grid whose pixels are `factor` times as large, same corner."""

@@ -65,7 +65,7 @@ def _adopt(plan: Plan, out: Path, folder: Path, *, overwrite: bool) -> Plan:
 
 def _check_unchanged(plan: Plan) -> None:
     """Raise unless the source is what was planned."""
-    now = open_raster(plan.raster.path, plan.raster.bands, plan.raster.level).info
+    now = open_raster(plan.raster.path, plan.raster.view).info
     if now.fingerprint != plan.raster.fingerprint:
         raise OutputError(
             "the source changed while it was read",

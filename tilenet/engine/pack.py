@@ -36,7 +36,7 @@ from tilenet.geometry import Window
 from tilenet.models.session import NetworkShape, Setup
 from tilenet.models.store import ModelFiles
 from tilenet.sinks import MaskStore
-from tilenet.sources import Raster, RasterInfo, open_raster
+from tilenet.sources import Raster, RasterInfo, View, open_raster
 from tilenet.watchdog import watched
 
 __all__ = ["Job", "PackItem", "Request", "open_job", "pack_task", "plan_for"]
@@ -132,10 +132,25 @@ def _format(info: RasterInfo, config: PredictConfig) -> Format:
     return "cog" if info.georeference.is_georeferenced else "png"
 
 
+def _view(request: Request) -> View:
+    """Return how the run looks at its rasters."""
+    config, card = request.config, request.files.card
+    return View(
+        bands=config.bands,
+        level=config.level,
+        mpp=config.mpp,
+        resolution=config.resolution,
+        source_mpp=config.source_mpp,
+        plane=config.plane,
+        trained_mpp=card.mpp,
+        trained_resolution=card.ground_resolution,
+    )
+
+
 def open_job(job: Job, request: Request) -> Raster:
     """Open a raster at the bands and the level that the run asks for; close it after use."""
     with watched(str(job.path), request.config.read_timeout):
-        return open_raster(job.path, request.config.bands, request.config.level, keep_open=True)
+        return open_raster(job.path, _view(request), keep_open=True)
 
 
 def plan_for(info: RasterInfo, job: Job, request: Request, *, named: bool) -> tuple[Plan, Path]:

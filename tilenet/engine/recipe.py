@@ -7,6 +7,7 @@ schedulers, so the same mask has the same recipe however it was made.
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tilenet.lattice import Axis, Lattice
 from tilenet.models.card import parse_card
 from tilenet.models.session import choose, network_shape
 from tilenet.models.store import BUNDLED, ModelFiles, identified
-from tilenet.sources import open_raster
+from tilenet.sources import View, open_raster
 
 __all__ = ["lattice_of", "plan_from", "recipe_of"]
 
@@ -31,6 +32,7 @@ def recipe_of(plan: Plan) -> dict[str, Any]:
     bundled = weights.is_relative_to(BUNDLED)
     return {
         "input": plan.raster.path,
+        "view": asdict(plan.raster.view),
         "model": {
             "kind": plan.model.kind,
             "weights": f"{_HOME}{weights.relative_to(BUNDLED)}" if bundled else str(weights),
@@ -67,6 +69,18 @@ def lattice_of(document: dict[str, Any]) -> Lattice:
     return Lattice(rows, cols)
 
 
+def view_of(recipe: dict[str, Any]) -> View:
+    """Return how the raster was looked at."""
+    kept = recipe["view"]
+    bands = kept["bands"]
+    return View(
+        **kept | {
+            "bands": None if bands is None else tuple(bands),
+            "plane": tuple((axis, index) for axis, index in kept["plane"]),
+        }
+    )  # fmt: skip
+
+
 def plan_from(document: dict[str, Any], source: Path | None, model: Path | None) -> Plan:
     """Return the plan of a finished mask, from its document.
 
@@ -96,7 +110,7 @@ def plan_from(document: dict[str, Any], source: Path | None, model: Path | None)
         precision=identity["precision"],
         tile_pixels=identity["tile"] ** 2,
     )
-    raster = open_raster(path, tuple(identity["bands"]), identity["level"]).info
+    raster = open_raster(path, view_of(recipe)).info
     plan = Plan(
         raster=raster,
         model=files,

@@ -37,7 +37,7 @@ from tilenet.errors import VerifyError
 from tilenet.geometry import Window
 from tilenet.pyramid import halve
 from tilenet.sinks import MaskStore, StoredChunk
-from tilenet.sources import Raster
+from tilenet.sources import Raster, open_handle
 
 __all__ = ["repair"]
 
@@ -166,7 +166,7 @@ def _make_blocks(
         return
     (folder / STRIPS).mkdir(exist_ok=True)
     mark_lost(folder, [one for record in found.records for one in record.invalid])
-    raster = Raster(plan.raster)
+    raster = Raster(plan.raster, open_handle)
     worker = Worker(folder, plan, raster, bench.store)
     for block in blocks:
         done = finish_block(worker, block, Spans())

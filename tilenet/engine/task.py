@@ -32,7 +32,7 @@ from tilenet.models.session import Session, Setup, open_session
 from tilenet.models.store import ModelFiles
 from tilenet.pyramid import halve
 from tilenet.sinks import MaskStore, StoredChunk
-from tilenet.sources import Raster
+from tilenet.sources import Raster, open_handle
 from tilenet.watchdog import watched
 
 __all__ = [
@@ -203,7 +203,9 @@ class Worker:
     def at(cls, folder: Path) -> Worker:
         """Return the worker of a run folder."""
         plan = Plan.load((folder / PLAN).read_bytes())
-        return cls(folder, plan, Raster(plan.raster), MaskStore(folder / STORE, plan.spec))
+        return cls(
+            folder, plan, Raster(plan.raster, open_handle), MaskStore(folder / STORE, plan.spec)
+        )
 
     @property
     def session(self) -> Session:

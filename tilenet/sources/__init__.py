@@ -1,7 +1,19 @@
 """Images on disk, read window by window: `open_raster` and `find_inputs`."""
 
 from tilenet.sources.folder import Input, find_inputs
-from tilenet.sources.header import CACHE_BYTES, RasterInfo
-from tilenet.sources.raster import Raster, open_raster
+from tilenet.sources.gdal import CACHE_BYTES
+from tilenet.sources.opening import open_handle, open_raster
+from tilenet.sources.raster import Raster
+from tilenet.sources.rasterinfo import RasterInfo
+from tilenet.sources.view import View
 
-__all__ = ["CACHE_BYTES", "Input", "Raster", "RasterInfo", "find_inputs", "open_raster"]
+__all__ = [
+    "CACHE_BYTES",
+    "Input",
+    "Raster",
+    "RasterInfo",
+    "View",
+    "find_inputs",
+    "open_handle",
+    "open_raster",
+]

@@ -1,29 +1,44 @@
-"""A raster that GDAL opens, read by windows. Nothing here loads an image whole."""
+"""An open raster, read by windows. Nothing here loads an image whole."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp
 
 from tilenet.errors import InputError, ResourceError, TilenetError
 from tilenet.geometry import Window, reflect
-from tilenet.sources.header import RasterInfo, describe, environment, open_dataset
+from tilenet.sources.rasterinfo import RasterInfo
+from tilenet.sources.resample import resample, source_window, target_window
 from tilenet.sources.salvage import Pixels, is_out_of_memory, salvage
 from tilenet.sources.validity import invalid_values
-from tilenet.strangers import exists, is_file
 
-__all__ = ["Raster", "open_raster"]
+__all__ = ["Handle", "Raster"]
 
-_INDEPENDENT = {"GTiff", "JP2OpenJPEG", "HFA", "NITF", "PCIDSK", "ENVI", "EHdr", "RMF"}
+_INDEPENDENT = {
+    "GTiff", "JP2OpenJPEG", "HFA", "NITF", "PCIDSK", "ENVI", "EHdr", "RMF", "openslide",
+    "tifffile", "zarr",
+}  # fmt: skip
 """Formats whose native blocks are decoded apart: one that is damaged leaves the others whole."""
+
+_STRIPE_BYTES = 32 << 20
+"""Of stored pixels that are resampled at a time."""
+
+
+class Handle(Protocol):
+    """An open file, in the hands of one thread at a time."""
+
+    def read(self, box: Window) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+        """Return a window of the level, (C, h, w) as stored, and what is valid by alpha or mask."""
+
+    def close(self) -> None:
+        """Close the file."""
 
 
 class Raster:
@@ -33,18 +48,26 @@ class Raster:
     ----------
     info : RasterInfo
         From `open_raster`.
-    dataset : rasterio.io.DatasetReader, optional
-        A handle that is open already, and closed by `close`.
+    open_handle : callable
+        Opens the file: a function that can be pickled, of `info`.
+    handle : Handle, optional
+        One that is open already, and closed by `close`.
     """
 
-    def __init__(self, info: RasterInfo, dataset: Any = None) -> None:
+    def __init__(
+        self,
+        info: RasterInfo,
+        open_handle: Callable[[RasterInfo], Handle],
+        handle: Handle | None = None,
+    ) -> None:
         self.info = info
-        # A GDAL handle belongs to one thread at a time. The last one used is lent first: its
-        # decoded blocks are still in GDAL's cache, and the next window shares some with it.
-        self._idle: list[Any] = [] if dataset is None else [dataset]
+        self._open = open_handle
+        # A handle belongs to one thread at a time. The last one used is lent first: its decoded
+        # blocks are still in its cache, and the next window shares some with it.
+        self._idle = [] if handle is None else [handle]
 
-    def __reduce__(self) -> tuple[type[Raster], tuple[RasterInfo]]:
-        return Raster, (self.info,)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Raster, (self.info, self._open)
 
     def close(self) -> None:
         """Close the handles that no thread uses; a later read opens another."""
@@ -52,16 +75,18 @@ class Raster:
             self._idle.pop().close()
 
     @contextmanager
-    def _dataset(self) -> Iterator[Any]:
+    def _handle(self) -> Iterator[Handle]:
         try:
-            dataset = self._idle.pop()
+            handle = self._idle.pop()
         except IndexError:
             try:
-                dataset = open_dataset(self.info.path, self.info.level)
+                handle = self._open(self.info)
+            except TilenetError:
+                raise
             except Exception as error:
                 raise self._trouble("cannot be opened any more", error) from error
-        yield dataset
-        self._idle.append(dataset)
+        yield handle
+        self._idle.append(handle)
 
     def read(
         self, window: Window, fill: NDArray[np.float64], damaged: list[Window] | None = None
@@ -74,7 +99,7 @@ class Raster:
         Parameters
         ----------
         window : Window
-            At the chosen level; may reach beyond the right and lower border.
+            Of the grid; may reach beyond the right and lower border.
         fill : ndarray, shape (C,)
             What the network shall see at invalid values, rounded for integer pixels.
         damaged : list of Window, optional
@@ -101,9 +126,9 @@ class Raster:
         box = Window.from_bounds(
             int(rows.min()), int(cols.min()), int(rows.max()) + 1, int(cols.max()) + 1
         )
-        with environment(), self._dataset() as dataset:
+        with self._handle() as handle:
             try:
-                pixels, valid = self._read_around(dataset, box, fill, damaged)
+                pixels, valid = self._read_grid(handle, box, fill, damaged)
             except Exception as error:  # GDAL's own classes are neither RasterioError nor OSError
                 raise self._trouble(f"pixels cannot be read at {box}", error) from error
         if (box.height, box.width) != (window.height, window.width):
@@ -126,32 +151,50 @@ class Raster:
                 )
         return InputError(f"{what}: {error}", self.info.path, "check the file")
 
+    def _read_grid(
+        self, handle: Handle, box: Window, fill: NDArray[np.float64], damaged: list[Window] | None
+    ) -> Pixels:
+        """Read a window of the grid, resampled if the grid is none of the file's levels."""
+        grid = self.info.resampling
+        if grid is None:
+            return self._read_around(handle, box, fill, damaged)
+        blank = _as_pixels(fill, np.dtype(self.info.dtype))
+        pixels = np.empty((len(self.info.bands), box.height, box.width), self.info.dtype)
+        valid = np.ones((box.height, box.width), bool)
+        line = self.info.pixel_bytes * source_window(box, grid).width * max(1.0, grid.step[0])
+        rows = max(16, int(_STRIPE_BYTES / line))
+        for row in range(box.row, box.row_stop, rows):
+            stripe = Window(row, box.col, rows, box.width).intersection(box)
+            source, hurt = source_window(stripe, grid), None if damaged is None else list[Window]()
+            values, kept = self._read_around(handle, source, fill, hurt)
+            values, kept = resample(values, kept, source, stripe, grid, blank)
+            size = (self.info.height, self.info.width)
+            for one in hurt or ():
+                damaged.append(target_window(one, grid, size).intersection(stripe))  # type: ignore[union-attr]
+            where = stripe.slices(box.row, box.col)
+            pixels[(slice(None), *where)] = values
+            valid[where] = True if kept is None else kept
+        return pixels, None if valid.all() else valid
+
     def _read_around(
-        self, dataset: Any, box: Window, fill: NDArray[np.float64], damaged: list[Window] | None
+        self, handle: Handle, box: Window, fill: NDArray[np.float64], damaged: list[Window] | None
     ) -> Pixels:
         """Read a window; where native blocks are independent, around those that fail."""
         try:
-            return self._read(dataset, box, fill)
+            return self._read(handle, box, fill)
         except Exception as error:
             if damaged is None or self.info.driver not in _INDEPENDENT or is_out_of_memory(error):
                 raise
         blank = _as_pixels(fill, np.dtype(self.info.dtype))
-        read = partial(self._read, dataset, fill=fill)
+        read = partial(self._read, handle, fill=fill)
         return salvage(read, box, self.info.native_block, blank, damaged)
 
-    def _read(self, dataset: Any, box: Window, fill: NDArray[np.float64]) -> Pixels:
-        where = ((box.row, box.row_stop), (box.col, box.col_stop))
-        stored = dataset.read(self.info.bands, window=where)
+    def _read(self, handle: Handle, box: Window, fill: NDArray[np.float64]) -> Pixels:
+        stored, valid = handle.read(box)
         pixels = stored.astype(self.info.dtype, copy=False)
         invalid = invalid_values(stored, self.info.nodata)
-        valid: NDArray[np.bool_] | None = None
         if self.info.validity == "nodata" and invalid is not None:
             valid = ~invalid.all(axis=0)
-        elif self.info.validity == "alpha":
-            alpha = [c is ColorInterp.alpha for c in dataset.colorinterp].index(True) + 1
-            valid = dataset.read(alpha, window=where) != 0
-        elif self.info.validity == "mask":
-            valid = dataset.read_masks(self.info.bands[0], window=where) != 0
         if pixels.dtype.kind == "f":
             finite = np.isfinite(pixels)
             if not finite.all():
@@ -170,54 +213,3 @@ class Raster:
 def _as_pixels(fill: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
     rounded = fill if dtype.kind == "f" else np.rint(fill)
     return rounded.astype(dtype)[:, None, None]
-
-
-def open_raster(
-    path: str | Path,
-    bands: tuple[int, ...] | None = None,
-    level: int = 0,
-    *,
-    checked: bool = True,
-    keep_open: bool = False,
-) -> Raster:
-    """Open a raster and look at its header.
-
-    Parameters
-    ----------
-    path : str or Path
-        A local file.
-    bands : tuple of int, optional
-        Bands from 1, in the order the model wants them; default all but alpha.
-    level : int
-        Pyramid index.
-    checked : bool
-        Whether the pixels must be of a kind that a network can take.
-    keep_open : bool
-        Keep the handle for the first read.
-
-    Raises
-    ------
-    InputError
-        The file is missing, no raster of a known format, or of a kind of pixel that is no image.
-    """
-    name = str(path)
-    if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
-        raise InputError("the name is not UTF-8", name, "rename the file")
-    if not exists(name):
-        raise InputError("no such file", name, "check the path")
-    if not is_file(name):
-        raise InputError("not a regular file", name, "give a raster or a folder of rasters")
-    try:
-        with environment(), ExitStack() as handles:
-            dataset = handles.enter_context(open_dataset(name, 0))
-            found = describe(str(Path(path).absolute()), dataset, bands, level, checked=checked)
-            if not keep_open or level:
-                return Raster(found)
-            handles.pop_all()
-            return Raster(found, dataset)
-    except TilenetError:
-        raise
-    except Exception as error:  # GDAL's own classes are neither RasterioError nor OSError
-        raise InputError(
-            f"not a raster that can be read: {error}", name, "check the file"
-        ) from error

@@ -20,7 +20,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from tilenet.errors import InputError
 from tilenet.geometry import Georeference, Window, reflect
 from tilenet.quiet import ignoring
-from tilenet.sources import Raster, open_raster
+from tilenet.sources import Raster, View, open_raster
 
 __all__ = ["ImageCache", "ImageRef", "OpenImage", "open_image", "page_count", "strict_reading"]
 
@@ -114,7 +114,7 @@ class OpenImage:
             self.dtype = str(self._page.dtypes[0])
             self.georeference = Georeference()
         else:
-            self._raster = open_raster(ref.path, ref.bands)
+            self._raster = open_raster(ref.path, View(bands=ref.bands))
             info = self._raster.info
             self.height, self.width, self.dtype = info.height, info.width, info.dtype
             self._bands = info.bands

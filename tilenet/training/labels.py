@@ -17,7 +17,7 @@ from tilenet.classes import NODATA
 from tilenet.errors import InputError
 from tilenet.geometry import Window
 from tilenet.quiet import ignoring
-from tilenet.sources.header import DRIVERS
+from tilenet.sources.gdal import DRIVERS
 from tilenet.training.images import strict_reading
 from tilenet.training.palette import COLOUR, Palette, to_keys
 

@@ -1,27 +1,28 @@
-"""What a raster's header says, and whether to believe it, before any pixel is read."""
+"""Rasters that GDAL reads: which ones are opened, what a header says, and whether to believe it."""
 
 from __future__ import annotations
 
-import hashlib
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio
+from numpy.typing import NDArray
 from rasterio._path import _UnparsedPath
 from rasterio.enums import ColorInterp, Interleaving
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader
 
 from tilenet.errors import InputError
-from tilenet.geometry import Georeference
+from tilenet.geometry import Georeference, Window
 from tilenet.quiet import ignoring
+from tilenet.sources.rasterinfo import AS_READ, CONVERTED, Found, RasterInfo, chosen_bands
 from tilenet.sources.validity import validity_of
+from tilenet.sources.view import View
 from tilenet.strangers import exists
 
-__all__ = ["CACHE_BYTES", "DRIVERS", "RasterInfo", "describe", "environment", "open_dataset"]
+__all__ = ["CACHE_BYTES", "DRIVERS", "GdalHandle", "find", "open_dataset"]
 
 DRIVERS = (
     "GTiff", "PNG", "JPEG", "JP2OpenJPEG", "BMP", "GIF", "WEBP", "JPEGXL", "HFA", "ENVI", "NITF",
@@ -34,73 +35,8 @@ opened: a file from a stranger must not make us read other files or the network.
 CACHE_BYTES = 32 << 20
 """Of decoded pixels, in GDAL."""
 _MAX_BANDS = 4096
+_MPP = (0.02, 20.0)
 _MAX_NATIVE_BLOCK_BYTES = 64 << 20
-_AS_READ = {"uint8", "uint16", "int16", "float32"}
-_CONVERTED = {
-    "int8": "int16", "uint32": "float32", "int32": "float32", "float16": "float32",
-    "float64": "float32",
-}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class RasterInfo:
-    """What is known of a raster before any pixel is read.
-
-    Parameters
-    ----------
-    path : str
-        File.
-    driver : str
-        GDAL's name of the format.
-    height, width : int
-        Pixels at the chosen level.
-    bands : tuple of int
-        Bands in use, from 1.
-    count : int
-        Bands in the file, alpha included.
-    dtype : str
-        Numpy name of the pixels as they are handed out.
-    stored_dtype : str
-        Numpy name of the pixels in the file.
-    level : int
-        Pyramid index, 0 = full resolution.
-    levels : tuple of (int, int)
-        Height and width of every level.
-    native_block : tuple of (int, int)
-        Height and width of the file's own tile or strip.
-    nodata : tuple of float or None
-        Per band in use.
-    validity : str
-        Where invalid pixels come from: "all", "nodata", "alpha" or "mask".
-    georeference : Georeference
-        Of the chosen level.
-    files : tuple of str
-        Every file that was used: the raster and its sidecars.
-    fingerprint : str
-        Hash of names, sizes, times and first bytes of these files.
-    """
-
-    path: str
-    driver: str
-    height: int
-    width: int
-    bands: tuple[int, ...]
-    count: int
-    dtype: str
-    stored_dtype: str
-    level: int
-    levels: tuple[tuple[int, int], ...]
-    native_block: tuple[int, int]
-    nodata: tuple[float | None, ...]
-    validity: str
-    georeference: Georeference
-    files: tuple[str, ...]
-    fingerprint: str
-
-    @property
-    def pixel_bytes(self) -> int:
-        """Bytes of a pixel in the file, all bands."""
-        return self.count * np.dtype(self.stored_dtype).itemsize
 
 
 def open_dataset(path: str, level: int) -> Any:
@@ -129,18 +65,6 @@ def environment() -> Any:
         # Ask for each sidecar by name rather than list a folder of thousands at every opening.
         GDAL_DISABLE_READDIR_ON_OPEN="TRUE",
     )
-
-
-def fingerprint(files: tuple[str, ...]) -> str:
-    """Return a hash of the files' names, sizes, times and first 64 KiB."""
-    digest = hashlib.sha256()
-    for name in files:
-        path = Path(name)
-        stat = path.stat()
-        digest.update(f"{path.name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(65536))
-    return digest.hexdigest()
 
 
 def _levels(path: str, dataset: Any) -> tuple[tuple[int, int], ...]:
@@ -172,19 +96,38 @@ def _georeference(path: str, dataset: Any) -> Georeference:
     if placed and not np.isfinite(transform).all():
         raise InputError("its place is not finite", path, "correct it: gdal_edit -unsetgt FILE")
     rpcs = dataset.tags(ns="RPC")
-    mpp = None
-    description = dataset.tags().get("TIFFTAG_IMAGEDESCRIPTION", "")
-    match = re.search(r"\|\s*MPP\s*=\s*([0-9.]+)", description)
-    if description.startswith("Aperio") and match and float(match[1]) > 0:
-        mpp = (float(match[1]), float(match[1]))
     return Georeference(
         crs_wkt=wkt(dataset.crs),
         transform=transform if placed else None,  # type: ignore[arg-type]
         gcps=tuple((g.row, g.col, g.x, g.y, g.z or 0.0) for g in gcps),
         gcp_crs_wkt=wkt(gcp_crs) if gcps else None,
         rpcs=tuple(sorted(rpcs.items())),
-        mpp=mpp,
+        mpp=_mpp(dataset.tags()),
     )
+
+
+def _mpp(tags: dict[str, str]) -> tuple[float, float] | None:
+    """Return micrometres per pixel (y, x), if the file tells any that a microscope could have.
+
+    Photographs carry the resolution they are to be printed at in the same tags.
+    """
+    match = re.search(r"\|\s*MPP\s*=\s*([0-9.]+)", tags.get("TIFFTAG_IMAGEDESCRIPTION", ""))
+    try:
+        if match and tags["TIFFTAG_IMAGEDESCRIPTION"].startswith("Aperio"):
+            found = (float(match[1]), float(match[1]))
+        elif tags.get("TIFFTAG_RESOLUTIONUNIT", "").startswith("3"):  # pixels per centimetre
+            y, x = (float(tags[f"TIFFTAG_{axis}RESOLUTION"]) for axis in "YX")
+            found = (10_000 / y, 10_000 / x)
+        else:
+            return None
+    except (KeyError, ValueError, ZeroDivisionError):
+        return None
+    return found if all(_MPP[0] <= value <= _MPP[1] for value in found) else None
+
+
+def _metres(crs: Any) -> float | None:
+    """Return metres per unit of a projected CRS, None for another."""
+    return float(crs.linear_units_factor[1]) if crs and crs.is_projected else None
 
 
 def _check_beside(path: str, dataset: Any) -> None:
@@ -220,14 +163,9 @@ def _check(path: str, dataset: Any, bands: tuple[int, ...]) -> None:
     if dataset.count:
         _check_claim(path, dataset)
     together = dataset.count if dataset.interleaving is Interleaving.pixel else 1
-    missing = [b for b in bands if not 1 <= b <= dataset.count]
-    if missing:
-        raise InputError(
-            f"no band {missing[0]}", path, f"--bands counts from 1; the file has {dataset.count}"
-        )
     for band in bands:
         name = dtypes[band - 1]
-        if name not in _AS_READ and name not in _CONVERTED:
+        if name not in AS_READ and name not in CONVERTED:
             raise InputError(
                 f"pixels are {name}", path, "convert them to 8- or 16-bit integers or float32"
             )
@@ -254,44 +192,66 @@ def _native_block(path: str, dataset: Any, band: int, level: int) -> tuple[int, 
     return height, width
 
 
-def describe(
-    path: str, dataset: Any, bands: tuple[int, ...] | None, level: int, *, checked: bool
-) -> RasterInfo:
+def find(path: str, dataset: Any, view: View, *, checked: bool) -> Found:
     """Return what the header says of a file that is open; raises InputError as `open_raster`."""
     _check_beside(path, dataset)
     if dataset.count > _MAX_BANDS:
         raise InputError(f"{dataset.count} bands, at most {_MAX_BANDS} are read", path)
-    if bands is None:
-        colours = enumerate(dataset.colorinterp, 1)
-        bands = tuple(b for b, colour in colours if colour is not ColorInterp.alpha)
-    if not bands:
-        raise InputError("no bands", path)
+    colours = enumerate(dataset.colorinterp, 1)
+    image = tuple(b for b, colour in colours if colour is not ColorInterp.alpha)
+    bands = chosen_bands(view.bands, image, dataset.count, path)
     if checked:
         _check(path, dataset, bands)
-    levels = _levels(path, dataset)
-    if not 0 <= level < len(levels):
-        raise InputError(f"no level {level}", path, f"the file has levels 0 to {len(levels) - 1}")
-    height, width = levels[level]
     dtypes, nodata = dataset.dtypes, dataset.nodatavals
-    stored = str(np.result_type(*(dtypes[b - 1] for b in bands)))
-    files = tuple(sorted(f for f in dataset.files if Path(f).is_file()))
-    return RasterInfo(
+    return Found(
         path=path,
         driver=dataset.driver,
-        height=height,
-        width=width,
         bands=bands,
         count=dataset.count,
-        dtype=stored if stored in _AS_READ else _CONVERTED.get(stored, "float32"),
-        stored_dtype=stored,
-        level=level,
-        levels=levels,
-        native_block=_native_block(path, dataset, bands[0], level),
+        names=tuple(name or "" for name in dataset.descriptions),
+        stored_dtype=str(np.result_type(*(dtypes[b - 1] for b in bands))),
+        levels=_levels(path, dataset),
         nodata=tuple(nodata[b - 1] for b in bands),
         validity=validity_of(dataset, bands),
-        georeference=_georeference(path, dataset).scaled(
-            levels[0][0] / height, levels[0][1] / width
-        ),
-        files=files,
-        fingerprint=fingerprint(files),
+        georeference=_georeference(path, dataset),
+        metres=_metres(dataset.crs),
+        native_block=lambda level: _native_block(path, dataset, bands[0], level),
+        files=tuple(sorted(f for f in dataset.files if Path(f).is_file())),
     )
+
+
+class GdalHandle:
+    """An open file at one level; belongs to one thread at a time.
+
+    Parameters
+    ----------
+    info : RasterInfo
+        What is read.
+    dataset : rasterio.io.DatasetReader, optional
+        If it is open already.
+    """
+
+    def __init__(self, info: RasterInfo, dataset: Any = None) -> None:
+        self._info = info
+        if dataset is None:
+            with environment():
+                dataset = open_dataset(info.path, info.level)
+        self._dataset = dataset
+
+    def close(self) -> None:
+        """Close the file."""
+        self._dataset.close()
+
+    def read(self, box: Window) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+        """Return pixels as they are stored, (C, h, w), and what alpha or mask say of them."""
+        info, dataset = self._info, self._dataset
+        where = ((box.row, box.row_stop), (box.col, box.col_stop))
+        valid = None
+        with environment():
+            stored = dataset.read(info.bands, window=where)
+            if info.validity == "alpha":
+                alpha = [c is ColorInterp.alpha for c in dataset.colorinterp].index(True) + 1
+                valid = dataset.read(alpha, window=where) != 0
+            elif info.validity == "mask":
+                valid = dataset.read_masks(info.bands[0], window=where) != 0
+        return stored, valid

@@ -1,0 +1,116 @@
+"""Which reader a file is for, by its content: GDAL, OpenSlide, tifffile or Zarr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tilenet.errors import InputError, TilenetError
+from tilenet.sources import gdal, slide, tiff
+from tilenet.sources.raster import Handle, Raster
+from tilenet.sources.rasterinfo import Found, RasterInfo, settled
+from tilenet.sources.view import View
+from tilenet.strangers import exists, is_file
+
+__all__ = ["open_handle", "open_raster"]
+
+_HANDLES: dict[str, Callable[[RasterInfo], Handle]] = {
+    "openslide": slide.SlideHandle,
+    "tifffile": tiff.TiffHandle,
+}
+
+
+def open_handle(info: RasterInfo) -> Handle:
+    """Open the file of a raster that is known."""
+    return _HANDLES.get(info.driver, gdal.GdalHandle)(info)
+
+
+def open_raster(
+    path: str | Path, view: View | None = None, *, checked: bool = True, keep_open: bool = False
+) -> Raster:
+    """Open a raster and look at its header.
+
+    Slides are for OpenSlide, OME-TIFF and what neither GDAL nor OpenSlide reads for tifffile,
+    everything else for GDAL. The content decides, whatever the name says.
+
+    Parameters
+    ----------
+    path : str or Path
+        A local file.
+    view : View, optional
+        How to look at it: bands, level or resolution, plane. Default: all bands but alpha at full
+        resolution.
+    checked : bool
+        Whether the pixels must be of a kind that a network can take.
+    keep_open : bool
+        Keep the handle for the first read.
+
+    Raises
+    ------
+    InputError
+        The file is missing, no raster of a known format, or of a kind of pixel that is no image.
+    UsageError
+        The extra that reads it is not installed.
+    """
+    name = str(path)
+    if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
+        raise InputError("the name is not UTF-8", name, "rename the file")
+    if not exists(name):
+        raise InputError("no such file", name, "check the path")
+    if not is_file(name):
+        raise InputError("not a regular file", name, "give a raster or a folder of rasters")
+    name = str(Path(path).absolute())
+    view = view or View()
+    if slide.is_slide(name):
+        return Raster(settled(slide.find(name, view), view), open_handle)
+    try:
+        dataset = _dataset(name)
+    except InputError:
+        if not tiff.is_tiff(name):
+            raise
+        found = (slide if slide.detects(name) else tiff).find(name, view)
+        return Raster(settled(found, view), open_handle)
+    return _by_gdal(name, dataset, view, checked=checked, keep_open=keep_open)
+
+
+def _dataset(name: str) -> Any:
+    try:
+        with gdal.environment():
+            return gdal.open_dataset(name, 0)
+    except Exception as error:  # GDAL's own classes are neither RasterioError nor OSError
+        raise InputError(
+            f"not a raster that can be read: {error}", name, "check the file"
+        ) from error
+
+
+def _other_reader(name: str, dataset: Any) -> Callable[[str, View], Found] | None:
+    """Return who reads a file that GDAL can open better than GDAL does, None if nobody."""
+    if dataset.driver != "GTiff" or dataset.crs or not dataset.transform.is_identity:
+        return None
+    if tiff.is_stack(dataset):
+        return tiff.find
+    # A slide has several pictures in it, or says whose it is.
+    may_be = len(dataset.subdatasets) > 1 or "TIFFTAG_IMAGEDESCRIPTION" in dataset.tags()
+    return slide.find if may_be and slide.detects(name) else None
+
+
+def _by_gdal(name: str, dataset: Any, view: View, *, checked: bool, keep_open: bool) -> Raster:
+    kept = False
+    try:
+        with gdal.environment():
+            other = _other_reader(name, dataset)
+            if other is not None:
+                return Raster(settled(other(name, view), view), open_handle)
+            info = settled(gdal.find(name, dataset, view, checked=checked), view)
+        kept = keep_open and info.level == 0
+        return Raster(info, open_handle, gdal.GdalHandle(info, dataset) if kept else None)
+    except TilenetError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"not a raster that can be read: {error}", name, "check the file"
+        ) from error
+    finally:
+        if not kept:
+            dataset.close()

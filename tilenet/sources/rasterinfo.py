@@ -1,0 +1,191 @@
+"""What is known of a raster before any pixel is read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tilenet.errors import InputError
+from tilenet.geometry import Georeference
+from tilenet.sources.view import Resampling, View, settle
+
+__all__ = ["AS_READ", "CONVERTED", "Found", "RasterInfo", "settled"]
+
+AS_READ = {"uint8", "uint16", "int16", "float32"}
+"""Kinds of pixels that are handed out as they are."""
+CONVERTED = {
+    "int8": "int16", "uint32": "float32", "int32": "float32", "float16": "float32",
+    "float64": "float32",
+}  # fmt: skip
+"""Kinds of pixels that are handed out as others."""
+
+
+@dataclass(frozen=True, slots=True)
+class RasterInfo:
+    """What is known of a raster before any pixel is read.
+
+    Parameters
+    ----------
+    path : str
+        File or store.
+    driver : str
+        GDAL's name of the format; "openslide", "tifffile" and "zarr" for those that read it.
+    height, width : int
+        Pixels of the grid that is read.
+    bands : tuple of int
+        Bands in use, from 1.
+    count : int
+        Bands in the file, alpha included.
+    names : tuple of str
+        What the file calls its bands, all of them; "" where it has no name.
+    dtype : str
+        Numpy name of the pixels as they are handed out.
+    stored_dtype : str
+        Numpy name of the pixels in the file.
+    level : int
+        Pyramid index that is read from, 0 = full resolution.
+    levels : tuple of (int, int)
+        Height and width of every level.
+    native_block : tuple of (int, int)
+        Height and width of the file's own tile or strip.
+    nodata : tuple of float or None
+        Per band in use.
+    validity : str
+        Where invalid pixels come from: "all", "nodata", "alpha" or "mask".
+    georeference : Georeference
+        Of the grid that is read.
+    resampling : Resampling or None
+        How the grid follows from the level; None if they are the same.
+    plane : tuple of (str, int)
+        Index of each further axis (z, t, …) of a stack.
+    view : View
+        What was asked for: opens the raster again.
+    notes : tuple of str
+        What the user should know.
+    files : tuple of str
+        Every file that was used: the raster and its sidecars.
+    fingerprint : str
+        Hash of names, sizes, times and first bytes of these files.
+    """
+
+    path: str
+    driver: str
+    height: int
+    width: int
+    bands: tuple[int, ...]
+    count: int
+    names: tuple[str, ...]
+    dtype: str
+    stored_dtype: str
+    level: int
+    levels: tuple[tuple[int, int], ...]
+    native_block: tuple[int, int]
+    nodata: tuple[float | None, ...]
+    validity: str
+    georeference: Georeference
+    resampling: Resampling | None
+    plane: tuple[tuple[str, int], ...]
+    view: View
+    notes: tuple[str, ...]
+    files: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of a pixel in the file, all bands."""
+        return self.count * np.dtype(self.stored_dtype).itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a file says of itself, whatever is asked of it.
+
+    Parameters
+    ----------
+    path, driver, bands, count, names, stored_dtype, levels, nodata, validity, files, plane
+        As in `RasterInfo`.
+    georeference : Georeference
+        Of the full resolution.
+    metres : float or None
+        Metres per unit of a projected CRS; None if it is not projected.
+    native_block : callable
+        From a level, to the height and width of its own tile or strip.
+    notes : tuple of str
+        What the user should know.
+    """
+
+    path: str
+    driver: str
+    bands: tuple[int, ...]
+    count: int
+    names: tuple[str, ...]
+    stored_dtype: str
+    levels: tuple[tuple[int, int], ...]
+    nodata: tuple[float | None, ...]
+    validity: str
+    georeference: Georeference
+    metres: float | None
+    native_block: Callable[[int], tuple[int, int]]
+    files: tuple[str, ...]
+    plane: tuple[tuple[str, int], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def chosen_bands(
+    asked: tuple[int, ...] | None, default: tuple[int, ...], count: int, path: str
+) -> tuple[int, ...]:
+    """Return the bands in use; raises InputError for one that there is not."""
+    bands = default if asked is None else asked
+    missing = [b for b in bands if not 1 <= b <= count]
+    if missing:
+        raise InputError(
+            f"no band {missing[0]}", path, f"--bands counts from 1; the file has {count}"
+        )
+    if not bands:
+        raise InputError("no bands", path)
+    return bands
+
+
+def settled(found: Found, view: View) -> RasterInfo:
+    """Return what is known of a raster, seen in a certain way; raises InputError as `settle`."""
+    chosen = settle(view, found.levels, found.georeference, found.metres, found.path)
+    stored = found.stored_dtype
+    return RasterInfo(
+        path=found.path,
+        driver=found.driver,
+        height=chosen.size[0],
+        width=chosen.size[1],
+        bands=found.bands,
+        count=found.count,
+        names=found.names,
+        dtype=stored if stored in AS_READ else CONVERTED.get(stored, "float32"),
+        stored_dtype=stored,
+        level=chosen.level,
+        levels=found.levels,
+        native_block=found.native_block(chosen.level),
+        nodata=found.nodata,
+        validity=found.validity,
+        georeference=chosen.georeference,
+        resampling=chosen.resampling,
+        plane=found.plane,
+        view=view,
+        notes=found.notes + chosen.notes,
+        files=found.files,
+        fingerprint=fingerprint(found.files),
+    )
+
+
+def fingerprint(files: tuple[str, ...]) -> str:
+    """Return a hash of the files' names, sizes, times and first 64 KiB."""
+    digest = hashlib.sha256()
+    for name in files:
+        path = Path(name)
+        stat = path.stat()
+        digest.update(f"{path.name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(65536))
+    return digest.hexdigest()

@@ -1,0 +1,195 @@
+"""OME-TIFF, stacks, and what GDAL and OpenSlide do not decode, by tifffile (extra `slides`)."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilenet.errors import InputError, UsageError
+from tilenet.geometry import Georeference, Window
+from tilenet.sources.rasterinfo import AS_READ, CONVERTED, Found, RasterInfo, chosen_bands
+from tilenet.sources.stack import StackHandle, band_count, chosen_plane
+from tilenet.sources.view import View
+
+__all__ = ["TiffHandle", "find", "is_stack", "is_tiff"]
+
+_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_MICROMETRES = {
+    "m": 1e6, "dm": 1e5, "cm": 1e4, "mm": 1e3, "µm": 1.0, "um": 1.0, "nm": 1e-3, "pm": 1e-6,
+    "Å": 1e-4, "in": 25_400.0, "ft": 304_800.0,
+}  # fmt: skip
+_MAX_CHUNK_BYTES = 64 << 20
+
+
+def is_tiff(path: str) -> bool:
+    """Return whether the first bytes are a TIFF's."""
+    with Path(path).open("rb") as file:
+        return file.read(4) in _MAGIC
+
+
+def is_stack(dataset: Any) -> bool:
+    """Return whether a TIFF that GDAL opened is an OME-TIFF or a stack of ImageJ's."""
+    description = dataset.tags().get("TIFFTAG_IMAGEDESCRIPTION", "")
+    if description.startswith("ImageJ="):
+        return len(dataset.subdatasets) > 1
+    return "<OME" in description[:4096] and "openmicroscopy" in description[:4096]
+
+
+def _open(path: str) -> Any:
+    try:
+        import imagecodecs  # noqa: F401 - tifffile would decode less without it
+        import tifffile
+    except ImportError as error:
+        raise UsageError(
+            "this TIFF needs the extra slides", path, "pip install 'tilenet[slides]'"
+        ) from error
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what it then raises
+    try:
+        # Other files that the metadata name are not opened.
+        return tifffile.TiffFile(path, _multifile=False)
+    except Exception as error:  # whatever strange bytes raise inside
+        raise InputError(f"not a TIFF that can be read: {error}", path, "check the file") \
+            from error  # fmt: skip
+
+
+def _mpp(file: Any) -> tuple[float, float] | None:
+    """Return micrometres per pixel (y, x) from the OME metadata."""
+    import xml.etree.ElementTree as ElementTree
+
+    if not file.is_ome:
+        return None
+    try:
+        root = ElementTree.fromstring(file.ome_metadata)  # noqa: S314
+        pixels = next(one for one in root.iter() if one.tag.endswith("}Pixels"))
+        y, x = (
+            float(pixels.attrib[f"PhysicalSize{axis}"])
+            * _MICROMETRES[pixels.attrib.get(f"PhysicalSize{axis}Unit", "µm")]
+            for axis in "YX"
+        )
+    except (ElementTree.ParseError, StopIteration, KeyError, ValueError):
+        return None
+    return (y, x) if 0 < y < np.inf and 0 < x < np.inf else None
+
+
+def _names(file: Any, count: int) -> tuple[str, ...]:
+    import xml.etree.ElementTree as ElementTree
+
+    names = list[str]()
+    if file.is_ome:
+        root = ElementTree.fromstring(file.ome_metadata)  # noqa: S314
+        names = [one.attrib.get("Name", "") for one in root.iter() if one.tag.endswith("}Channel")]
+    return tuple(names) if len(names) == count else ("",) * count
+
+
+def _axes(series: Any, path: str) -> str:
+    axes = str(series.axes).lower()
+    if "y" not in axes or "x" not in axes or len(set(axes)) != len(axes):
+        raise InputError(f"its axes are {series.axes}, no picture", path, "convert it")
+    return axes
+
+
+def _check_dtype(dtype: str, path: str) -> None:
+    if dtype not in AS_READ and dtype not in CONVERTED:
+        raise InputError(
+            f"pixels are {dtype}", path, "convert them to 8- or 16-bit integers or float32"
+        )
+
+
+def _native_block(series: Any, path: str, axes: str, level: int) -> tuple[int, int]:
+    page = series.levels[level].keyframe
+    height, width = page.chunks[:2] if page.planarconfig == 1 else page.chunks[-2:]
+    if height * width * series.dtype.itemsize > _MAX_CHUNK_BYTES:
+        raise InputError(
+            f"one native block is {height}×{width} pixels, more than 64 MiB", path,
+            "rewrite the file in tiles",
+        )  # fmt: skip
+    return int(height), int(width)
+
+
+def find(path: str, view: View) -> Found:
+    """Return what a TIFF says of itself, of its first series.
+
+    Raises
+    ------
+    InputError
+        tifffile does not read it, it is no picture, or a plane must be chosen.
+    UsageError
+        The extra is not installed.
+    """
+    with _open(path) as file:
+        try:
+            return _find(path, file, view)
+        except InputError:
+            raise
+        except Exception as error:  # whatever strange bytes raise inside
+            raise InputError(
+                f"not a TIFF that can be read: {error}", path, "check the file"
+            ) from error
+
+
+def _find(path: str, file: Any, view: View) -> Found:
+    series = file.series[0]
+    axes, shape = _axes(series, path), series.shape
+    count = band_count(axes, shape)
+    bands = chosen_bands(view.bands, tuple(range(1, count + 1)), count, path)
+    _check_dtype(str(series.dtype), path)
+    levels = tuple(
+        (one.shape[_axes(one, path).index("y")], one.shape[_axes(one, path).index("x")])
+        for one in series.levels
+    )
+    blocks = [_native_block(series, path, axes, level) for level in range(len(levels))]
+    notes: tuple[str, ...] = ()
+    if len(file.series) > 1:
+        notes = (f"{path}: holds {len(file.series)} images, and the first is read",)
+    return Found(
+        path=path,
+        driver="tifffile",
+        bands=bands,
+        count=count,
+        names=_names(file, count),
+        stored_dtype=str(series.dtype),
+        levels=levels,
+        nodata=(None,) * len(bands),
+        validity="all",
+        georeference=Georeference(mpp=_mpp(file)),
+        metres=None,
+        native_block=partial(_at, blocks),
+        files=(path,),
+        plane=chosen_plane(axes, shape, view.plane, path),
+        notes=notes,
+    )
+
+
+def _at(blocks: list[tuple[int, int]], level: int) -> tuple[int, int]:
+    return blocks[level]
+
+
+class TiffHandle:
+    """An open TIFF at one level and plane.
+
+    Parameters
+    ----------
+    info : RasterInfo
+        What is read.
+    """
+
+    def __init__(self, info: RasterInfo) -> None:
+        import zarr
+
+        self._file = _open(info.path)
+        series = self._file.series[0]
+        array = zarr.open_array(series.aszarr(level=info.level), mode="r")
+        self._stack = StackHandle(array, _axes(series, info.path), info.bands, info.plane)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def read(self, box: Window) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+        """Return a window, (C, h, w)."""
+        return self._stack.read(box)

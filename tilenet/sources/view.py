@@ -1,0 +1,219 @@
+"""How a raster is looked at, and which of its levels that takes. Pure arithmetic."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from tilenet.errors import InputError
+from tilenet.geometry import Georeference
+
+__all__ = ["Resampling", "View", "settle"]
+
+Size = tuple[int, int]
+
+_SAME, _SAME_AS_TRAINED = 0.01, 0.1
+# A level this near to what is asked for, or to what the network was trained at, is read as it is.
+_MOST_ENLARGED = 16.0
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How a raster shall be looked at; what is None follows the file, and then the network.
+
+    Parameters
+    ----------
+    bands : tuple of int, optional
+        Bands from 1, in the order the model wants them; default all but alpha.
+    level : int, optional
+        Pyramid index, 0 = full resolution.
+    mpp : float, optional
+        Micrometres per pixel to read at. A file that tells none is taken to have this.
+    resolution : float, optional
+        CRS units per pixel to read at.
+    source_mpp : float, optional
+        Micrometres per pixel of the file's full resolution, whatever it says itself.
+    plane : tuple of (str, int)
+        Which index of each further axis (z, t, …) of a stack, from 0.
+    trained_mpp, trained_resolution : float, optional
+        What the network was trained at (a resolution in metres, for a projected CRS): followed
+        where nothing else is asked for and the file tells its own.
+    """
+
+    bands: tuple[int, ...] | None = None
+    level: int | None = None
+    mpp: float | None = None
+    resolution: float | None = None
+    source_mpp: float | None = None
+    plane: tuple[tuple[str, int], ...] = ()
+    trained_mpp: float | None = None
+    trained_resolution: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resampling:
+    """A pixel grid that is none of the file's levels; both have the same outer corner.
+
+    Parameters
+    ----------
+    step : tuple of float
+        Pixels of the level per pixel of the grid (y, x).
+    size : tuple of int
+        Height and width of the level.
+    """
+
+    step: tuple[float, float]
+    size: Size
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a view comes to for one file.
+
+    Parameters
+    ----------
+    level : int
+        Which level is read.
+    size : tuple of int
+        Height and width of the grid.
+    resampling : Resampling or None
+        None if the grid is the level's own.
+    georeference : Georeference
+        Of the grid.
+    notes : tuple of str
+        What the user should know.
+    """
+
+    level: int
+    size: Size
+    resampling: Resampling | None
+    georeference: Georeference
+    notes: tuple[str, ...]
+
+
+def settle(
+    view: View, levels: tuple[Size, ...], place: Georeference, metres: float | None, path: str
+) -> Settled:
+    """Choose the level, and what it must be resampled by.
+
+    Of the levels that are no coarser than what is wanted, the coarsest is read.
+
+    Parameters
+    ----------
+    view : View
+        What is wanted.
+    levels : tuple of (int, int)
+        Height and width of every level.
+    place : Georeference
+        Of the full resolution, as the file tells it.
+    metres : float or None
+        Metres per unit of a projected CRS; None if it is not projected.
+    path : str
+        For errors.
+
+    Raises
+    ------
+    InputError
+        There is no such level, or the file does not tell what is asked for.
+    """
+    if view.source_mpp is not None:
+        place = place.at_mpp(view.source_mpp)
+    elif view.mpp is not None and place.mpp is None:
+        place = place.at_mpp(view.mpp)
+        told = f"tells no micrometres per pixel: its full resolution is taken to be {view.mpp:g}"
+        return _whole(0, levels, place, (f"{path}: {told}",))
+    if view.level is not None:
+        if not 0 <= view.level < len(levels):
+            raise InputError(
+                f"no level {view.level}", path, f"the file has levels 0 to {len(levels) - 1}"
+            )
+        return _whole(view.level, levels, place, ())
+    if view.mpp is not None or view.resolution is not None:
+        return _reduced(_asked(view, place, path), levels, place, _SAME, path)
+    if view.trained_mpp is None and view.trained_resolution is None:
+        return _whole(0, levels, place, ())
+    factor = _trained(view, place, metres)
+    if factor is None or not min(factor) >= 1 / _MOST_ENLARGED:
+        trained = (
+            f"{view.trained_mpp:g} micrometres per pixel; say what the file has with --source-mpp"
+            if view.trained_mpp is not None
+            else f"{view.trained_resolution:g} CRS units per pixel; choose with --resolution"
+        )
+        note = "it is read at full resolution, which may not be the model's: that was trained at"
+        return _whole(0, levels, place, (f"{path}: {note} {trained}",))
+    return _reduced(factor, levels, place, _SAME_AS_TRAINED, path)
+
+
+def _whole(
+    level: int, levels: tuple[Size, ...], place: Georeference, notes: tuple[str, ...]
+) -> Settled:
+    """Return a level as it is."""
+    height, width = levels[level]
+    scaled = place.scaled(levels[0][0] / height, levels[0][1] / width)
+    return Settled(level, levels[level], None, scaled, notes)
+
+
+def _asked(view: View, place: Georeference, path: str) -> tuple[float, float]:
+    """Return how much coarser than full resolution the grid that is asked for is (y, x)."""
+    if view.mpp is not None:
+        assert place.mpp is not None, "a file without is given one"
+        return view.mpp / place.mpp[0], view.mpp / place.mpp[1]
+    own = place.ground_resolution
+    if own is None:
+        raise InputError("tells no ground resolution", path, "leave --resolution out")
+    assert view.resolution is not None
+    return view.resolution / own[0], view.resolution / own[1]
+
+
+def _trained(view: View, place: Georeference, metres: float | None) -> tuple[float, float] | None:
+    """Return how much coarser the network's own resolution is; None if the file tells none."""
+    own = place.ground_resolution
+    if view.trained_mpp is not None:
+        return (
+            None if place.mpp is None
+            else (view.trained_mpp / place.mpp[0], view.trained_mpp / place.mpp[1])
+        )  # fmt: skip
+    if own is None:
+        return None
+    assert view.trained_resolution is not None
+    wanted = view.trained_resolution / (metres or 1.0)
+    return wanted / own[0], wanted / own[1]
+
+
+def _reduced(
+    factor: tuple[float, float],
+    levels: tuple[Size, ...],
+    place: Georeference,
+    same: float,
+    path: str,
+) -> Settled:
+    """Return the grid that is coarser by a factor, or the level that is as good."""
+    if min(factor) < 1 / _MOST_ENLARGED:
+        raise InputError(
+            f"would be enlarged {1 / min(factor):.3g} times", path,
+            f"at most {_MOST_ENLARGED:g} times: choose a coarser --mpp or --resolution",
+        )  # fmt: skip
+    down = [(levels[0][0] / height, levels[0][1] / width) for height, width in levels]
+    level = max(
+        index for index, (y, x) in enumerate(down)
+        if index == 0 or (y <= factor[0] * (1 + same) and x <= factor[1] * (1 + same))
+    )  # fmt: skip
+    step = (factor[0] / down[level][0], factor[1] / down[level][1])
+    if max(abs(math.log(s)) for s in step) <= same:
+        return _whole(level, levels, place, ())
+    size = (max(1, round(levels[0][0] / factor[0])), max(1, round(levels[0][1] / factor[1])))
+    grid = Resampling(step, levels[level])
+    return Settled(level, size, grid, _neat(place.scaled(*factor)), ())
+
+
+def _neat(place: Georeference) -> Georeference:
+    """Return a place without the last digits of its pixel's size, which arithmetic has blurred."""
+
+    def neat(value: float) -> float:
+        return float(f"{value:.14g}")
+
+    mpp = None if place.mpp is None else (neat(place.mpp[0]), neat(place.mpp[1]))
+    if place.transform is None:
+        return replace(place, mpp=mpp)
+    a, b, c, d, e, f = place.transform
+    return replace(place, mpp=mpp, transform=(neat(a), neat(b), c, neat(d), neat(e), f))
