@@ -66,8 +66,8 @@ def open_raster(
         return Raster(settled(slide.find(name, view), view), open_handle)
     try:
         dataset = _dataset(name)
-    except InputError:
-        if not tiff.is_tiff(name):
+    except InputError as error:
+        if "codec" not in str(error):
             raise
         found = (slide if slide.detects(name) else tiff).find(name, view)
         return Raster(settled(found, view), open_handle)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,20 +16,13 @@ from tilenet.sources.rasterinfo import AS_READ, CONVERTED, Found, RasterInfo, ch
 from tilenet.sources.stack import StackHandle, band_count, chosen_plane
 from tilenet.sources.view import View
 
-__all__ = ["TiffHandle", "find", "is_stack", "is_tiff"]
+__all__ = ["TiffHandle", "find", "is_stack"]
 
-_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MICROMETRES = {
     "m": 1e6, "dm": 1e5, "cm": 1e4, "mm": 1e3, "µm": 1.0, "um": 1.0, "nm": 1e-3, "pm": 1e-6,
     "Å": 1e-4, "in": 25_400.0, "ft": 304_800.0,
 }  # fmt: skip
 _MAX_CHUNK_BYTES = 64 << 20
-
-
-def is_tiff(path: str) -> bool:
-    """Return whether the first bytes are a TIFF's."""
-    with Path(path).open("rb") as file:
-        return file.read(4) in _MAGIC
 
 
 def is_stack(dataset: Any) -> bool:
@@ -40,7 +33,7 @@ def is_stack(dataset: Any) -> bool:
     return "<OME" in description[:4096] and "openmicroscopy" in description[:4096]
 
 
-def _open(path: str) -> Any:
+def _open(path: str, file: BinaryIO) -> Any:
     try:
         import imagecodecs  # noqa: F401 - tifffile would decode less without it
         import tifffile
@@ -51,7 +44,7 @@ def _open(path: str) -> Any:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what it then raises
     try:
         # Other files that the metadata name are not opened.
-        return tifffile.TiffFile(path, _multifile=False)
+        return tifffile.TiffFile(file, _multifile=False)
     except Exception as error:  # whatever strange bytes raise inside
         raise InputError(f"not a TIFF that can be read: {error}", path, "check the file") \
             from error  # fmt: skip
@@ -121,7 +114,7 @@ def find(path: str, view: View) -> Found:
     UsageError
         The extra is not installed.
     """
-    with _open(path) as file:
+    with Path(path).open("rb") as raw, _open(path, raw) as file:
         try:
             return _find(path, file, view)
         except InputError:
@@ -181,8 +174,12 @@ class TiffHandle:
     def __init__(self, info: RasterInfo) -> None:
         import zarr
 
-        self._file = _open(info.path)
-        series = self._file.series[0]
+        self._file = Path(info.path).open("rb")  # noqa: SIM115 - as long as the handle
+        try:
+            series = _open(info.path, self._file).series[0]
+        except BaseException:
+            self._file.close()
+            raise
         array = zarr.open_array(series.aszarr(level=info.level), mode="r")
         self._stack = StackHandle(array, _axes(series, info.path), info.bands, info.plane)
 
