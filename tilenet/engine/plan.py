@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -206,14 +206,14 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """Return what makes this run this run; not how it is cut, scheduled or where it lies."""
         rows = self.lattice.rows
-        card, resampling = self.model.card, self.raster.resampling
+        card, grid = self.model.card, self.raster.resampling
         return {
             "schema": SCHEMA,
             "input": self.raster.fingerprint,
             "size": [self.raster.height, self.raster.width],
             "bands": list(self.raster.bands),
             "level": self.raster.level,
-            "resampling": None if resampling is None else asdict(resampling),
+            "resampling": None if grid is None else [*grid.step, *grid.size],
             "source_mpp": self.raster.view.source_mpp,
             "plane": [list(one) for one in self.raster.plane],
             "model": self.model.sha256,
