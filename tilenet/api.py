@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from itertools import batched
@@ -39,6 +39,7 @@ __all__ = ["Failure", "PredictResult", "RunResult", "estimate", "predict"]
 
 _logger = logging.getLogger(__name__)
 _GOOD_EFFICIENCY = 0.7  # share of the time with a forward running, below which a run says why
+_MAX_NOTES = 20
 _PACK = 64  # rasters per task at the most; a pack also ends when its pixels fill
 
 Progress = Callable[[int, int], None]
@@ -127,6 +128,15 @@ def _say_plan(plan: Plan) -> None:
         )  # fmt: skip
 
 
+def _say_notes(plans: Iterable[Plan | None]) -> None:
+    """Pass on what the rasters' readers have to say, once each, and not by the thousand."""
+    notes = [note for plan in plans if plan is not None for note in plan.raster.notes]
+    for note in notes[:_MAX_NOTES]:
+        _logger.warning("%s", note)
+    if len(notes) > _MAX_NOTES:
+        _logger.warning("and %d more remarks like these", len(notes) - _MAX_NOTES)
+
+
 def _large(
     plan: Plan,
     out: Path,
@@ -198,6 +208,7 @@ def _predict_one(
     if item.error is not None:
         raise item.error
     assert item.plan is not None
+    _say_notes([item.plan])
     total = item.plan.raster.height * item.plan.raster.width
     finished = 0
 
@@ -245,7 +256,7 @@ def _predict_many(
     runs: dict[Path, RunResult] = {}
     failed: dict[Path, Failure] = {}
     large: list[PackItem] = []
-    finished = 0
+    finished, plans = 0, list[Plan | None]()
 
     def fail(path: Path, error: TilenetError) -> None:
         failed[path] = Failure(str(path), error.code, str(error))
@@ -259,6 +270,7 @@ def _predict_many(
         packs = ((pack, request) for pack in batched(jobs, _PACK))
         for items, spans in run_many(executor, pack_task, packs):
             clock.meter.add(spans)
+            plans += [item.plan for item in items if item.plan and item.plan.raster.notes]
             for item, share in zip(items, _shares(items), strict=True):
                 if item.error is not None:
                     fail(item.job.path, item.error)
@@ -268,6 +280,7 @@ def _predict_many(
                     part = spans.part(share)
                     runs[item.job.path] = _item_result(item, part, part.seconds)
                     advance(runs[item.job.path].pixels)
+        _say_notes(plans)
         for item in large:
             assert item.plan is not None
             assert item.out is not None

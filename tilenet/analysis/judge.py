@@ -39,7 +39,8 @@ def judge_model(
     TilenetError
         As predict does.
     """
-    settings = PredictConfig(model=model, format="cog", overwrite=True, **options)
+    # Masks must have the labels' pixels, whatever resolution the model was trained at.
+    settings = PredictConfig(model=model, format="cog", overwrite=True, level=0, **options)
 
     def predict(images: list[Path], target: Path) -> None:
         single = len(images) == 1

@@ -12,9 +12,12 @@ __all__ = ["SUFFIXES", "Input", "find_inputs"]
 
 SUFFIXES = frozenset(
     [".tif", ".tiff", ".btf", ".svs", ".png", ".jpg", ".jpeg", ".jp2", ".j2k", ".bmp", ".gif",
-     ".webp", ".jxl", ".img", ".ntf", ".pgm", ".ppm", ".hgt", ".asc"]
+     ".webp", ".jxl", ".img", ".ntf", ".pgm", ".ppm", ".hgt", ".asc", ".ndpi", ".mrxs", ".scn",
+     ".bif", ".czi", ".vms", ".vmu", ".zvi", ".qptiff"]
 )  # fmt: skip
-"""Endings under which a folder is searched; a file named on the command line may have any."""
+"""Endings under which a folder is searched; a file named on the command line may have any.
+
+A slide in DICOM is many files, of which one must be named: it is not looked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,9 @@
 A pixel's value depends on where it lies in the raster, never on the window it is read in, to the
 last bit.
 
-The filter is the triangle whose width follows the step (as Pillow's and GDAL's "bilinear" when they
-reduce): bilinear where it enlarges, an average without aliasing where it reduces.
+Where it reduces, the filter is the triangle whose width follows the step (Pillow's and GDAL's
+"bilinear"): an average without aliasing. Where it enlarges, it is the cubic convolution of Keys
+(1981, a = −0.5; Pillow's "bicubic"), which leaves edges sharper than a bilinear one.
 """
 
 from __future__ import annotations
@@ -21,12 +22,25 @@ from tilenet.sources.view import Resampling
 __all__ = ["resample", "source_window"]
 
 _ROWS = 64  # of the result at a time: what is in work stays in the processor's cache
-_WHOLE = 1 - 1e-4  # weights that sum to so much need no correction
+_SLIGHT = 1e-4  # weights that sum to one within this need no correction
 _HALF = 0.5
 
 
+def _reach(step: float) -> float:
+    return step if step >= 1 else 2.0
+
+
+def _kernel(distance: NDArray[np.float64], step: float) -> NDArray[np.float64]:
+    """Return the weight of source pixels at a distance in pixels."""
+    if step >= 1:
+        return np.maximum(0.0, 1 - distance / step)
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    return np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
+
+
 def _span(start: int, stop: int, step: float, size: int) -> tuple[int, int]:
-    reach = max(step, 1.0)
+    reach = _reach(step)
     first = math.floor((start + 0.5) * step - reach)
     last = math.ceil((stop - 0.5) * step + reach)
     low = min(max(first, 0), size - 1)
@@ -44,8 +58,8 @@ def target_window(window: Window, grid: Resampling, size: tuple[int, int]) -> Wi
     """Return the pixels of the grid that are made, in part, from a window of the level."""
     (row, row_stop), (col, col_stop) = (
         (
-            max(0, math.floor((start - max(step, 1.0)) / step - 0.5)),
-            min(most, math.ceil((stop + max(step, 1.0)) / step + 0.5)),
+            max(0, math.floor((start - _reach(step)) / step - 0.5)),
+            min(most, math.ceil((stop + _reach(step)) / step + 0.5)),
         )
         for start, stop, step, most in (
             (window.row, window.row_stop, grid.step[0], size[0]),
@@ -63,17 +77,17 @@ def _weights(start: int, stop: int, step: float, size: int, window: tuple[int, i
     """
     from scipy.sparse import csr_array
 
-    reach = max(step, 1.0)
+    reach = _reach(step)
     centre = (np.arange(start, stop) + 0.5) * step
     index = np.floor(centre - reach).astype(np.intp)[:, None] + np.arange(math.ceil(2 * reach) + 2)
-    weights = np.maximum(0.0, 1 - np.abs(index + 0.5 - centre[:, None]) / reach)
+    weights = _kernel(np.abs(index + 0.5 - centre[:, None]), step)
     weights[(index < 0) | (index >= size)] = 0
     # A grid that ends beyond the raster has pixels without any: the last one stands for them.
     empty = weights.sum(axis=1) == 0
     nearest = np.abs(index - np.clip(centre[:, None] - 0.5, 0, size - 1)).argmin(axis=1)
     weights[empty, nearest[empty]] = 1
     weights /= weights.sum(axis=1, keepdims=True)
-    used = weights > 0
+    used = weights != 0
     ends = np.concatenate([[0], used.sum(axis=1).cumsum()])
     values, columns = weights[used].astype(np.float32), index[used] - window[0]
     return csr_array((values, columns, ends), shape=(stop - start, window[1] - window[0]))
@@ -134,19 +148,29 @@ def resample(
         used = rows[part]
         low, high = int(used.indices.min()), int(used.indices.max()) + 1
         used = used[:, low:high]
-        whole = None if valid is None else valid[low:high].astype(np.float32)
-        share = None if whole is None else _both(whole, used, cols)
-        if share is not None:
-            kept[part] = share >= _HALF  # type: ignore[index]
+        whole = None if valid is None else valid[low:high]
+        corrected, enough = _shares(whole, used, cols)
+        if kept is not None:
+            kept[part] = enough
         for band, values in enumerate(pixels):
             source = values[low:high].astype(np.float32)
-            made = _both(source if whole is None else source * whole, used, cols)
-            if share is not None:
-                np.divide(made, share, out=made, where=(share < _WHOLE) & (share > 0))
-            out[band, part] = _rounded(made, out.dtype)
+            if whole is not None:
+                source *= whole
+            out[band, part] = _rounded(_both(source, used, cols) / corrected, out.dtype)
     if kept is None or kept.all():
         return out, None
     return np.where(kept, out, blank), kept
+
+
+def _shares(valid: NDArray[np.bool_] | None, rows: Any, cols: Any) -> tuple[Any, Any]:
+    """Return what sums must be divided by, and where enough is valid to be a pixel."""
+    if valid is None:
+        return np.float32(1), True
+    share = _both(valid.astype(np.float32), rows, cols)
+    enough = share >= _HALF
+    # Weights of whole surroundings sum to one but for rounding: these pixels must not depend on
+    # whether anything in the window is invalid.
+    return np.where(enough & (np.abs(share - 1) > _SLIGHT), share, np.float32(1)), enough
 
 
 def _rounded(values: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[np.float32]:

@@ -187,6 +187,8 @@ class TiffHandle:
         """Close the file."""
         self._file.close()
 
+    __del__ = close  # as GDAL's and OpenSlide's handles do, for a raster that is just let go
+
     def read(self, box: Window) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         """Return a window, (C, h, w)."""
         return self._stack.read(box)
