@@ -17,7 +17,7 @@ from tilenet.engine.large import run_large
 from tilenet.engine.meter import Meter, Spans
 from tilenet.engine.output import check_output, plan_in_progress
 from tilenet.engine.pack import Job, PackItem, Request, open_job, pack_task, plan_for
-from tilenet.engine.plan import SUFFIXES, Plan, choose_tile
+from tilenet.engine.plan import Plan, choose_tile, format_of
 from tilenet.engine.room import needed_bytes
 from tilenet.engine.run import run_many
 from tilenet.errors import (
@@ -89,9 +89,9 @@ def _is_single(paths: list[Path]) -> bool:
 
 
 def _named_output(out: Path, config: PredictConfig) -> Path:
-    if config.format is None and out.suffix.lower() not in SUFFIXES:
+    if config.format is None and format_of(out) is None:
         raise UsageError(
-            "the output's ending gives no format", out, "end it in .zarr, .tif or .png"
+            "the output's ending gives no format", out, "end it in .zarr, .tif, .ome.tif or .png"
         )
     if not out.name:
         raise UsageError("the output has no name", out, "give a file or store to write")
@@ -113,6 +113,8 @@ def _say_plan(plan: Plan) -> None:
     if plan.format == "zarr":
         for line in warnings_for(plan.spec):
             _logger.warning("%s", line)
+    if plan.format == "ome-tiff" and plan.spec.georeference.is_georeferenced:
+        _logger.warning("an OME-TIFF has no place on a map; a COG (.tif) or a Zarr store has")
     lo, hi = plan.model.card.value_range
     if plan.raster.dtype in ("uint16", "int16") and hi <= 255:
         _logger.warning(
@@ -308,8 +310,8 @@ def predict(
     inputs : list of Path
         Rasters and folders (searched recursively).
     out : Path
-        For one raster the mask: ``x.zarr``, ``x.tif`` (a COG) or ``x.png``. Otherwise a folder, one
-        mask per input under the same stem.
+        For one raster the mask: ``x.zarr``, ``x.tif`` (a COG), ``x.ome.tif`` or ``x.png``.
+        Otherwise a folder, one mask per input under the same stem.
     config : PredictConfig
         Options.
     progress : callable, optional

@@ -69,7 +69,10 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         list[Path], typer.Argument(help="Rasters, or folders of them.", readable=False)
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="x.zarr, x.tif (COG), x.png; a folder for several.")
+        Path,
+        typer.Option(
+            "--out", "-o", help="x.zarr, x.tif (COG), x.ome.tif, x.png; a folder for several."
+        ),
     ],
     model: Model = None,
     model_config: Annotated[
@@ -95,7 +98,7 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     probabilities: Annotated[
         bool | None, typer.Option("--probabilities", help="Store them, one byte per class.")
     ] = None,
-    format: Annotated[str | None, typer.Option(help="zarr, cog or png.")] = None,
+    format: Annotated[str | None, typer.Option(help="zarr, cog, ome-tiff or png.")] = None,
     zarr_format: Annotated[str | None, typer.Option(help="auto, 2 or 3.")] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="local, processes:N, tcp://host:port, tls://host:port.")

@@ -46,7 +46,7 @@ def verify(
 
 def export(
     mask: Annotated[Path, typer.Argument(help="A mask that tilenet wrote.")],
-    out: Annotated[Path, typer.Argument(help="x.tif (COG), x.png or x.zarr.")],
+    out: Annotated[Path, typer.Argument(help="x.tif (COG), x.ome.tif, x.png or x.zarr.")],
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an output of tilenet's.")
     ] = False,

@@ -53,7 +53,7 @@ class PredictConfig(BaseModel):
         Beats the card's.
     probabilities : bool
         Store them too.
-    format : {"zarr", "cog", "png"} or None
+    format : {"zarr", "cog", "png", "ome-tiff"} or None
         None follows the output's suffix or the input.
     zarr_format : {"auto", "2", "3"}
         "auto": 3 for georeferenced input, else 2.
@@ -90,7 +90,7 @@ class PredictConfig(BaseModel):
     bands: tuple[int, ...] | None = None
     threshold: FiniteFloat | None = None
     probabilities: bool = False
-    format: Literal["zarr", "cog", "png"] | None = None
+    format: Literal["zarr", "cog", "png", "ome-tiff"] | None = None
     zarr_format: Literal["auto", "2", "3"] = "auto"
     scheduler: str = "local"
     block: Annotated[int, Field(ge=1)] | None = None

@@ -108,7 +108,7 @@ def export(path: Path, out: Path, *, overwrite: bool = False) -> Path:
     path : Path
         A mask of tilenet's.
     out : Path
-        ``x.tif`` (a COG), ``x.png`` or ``x.zarr``.
+        ``x.tif`` (a COG), ``x.ome.tif``, ``x.png`` or ``x.zarr``.
     overwrite : bool
         Replace an output of ours.
 

@@ -32,6 +32,7 @@ from tilenet.sinks import (
     StoredChunk,
     documents,
     write_geotiff,
+    write_ome_tiff,
     write_png,
     write_probabilities,
 )
@@ -269,6 +270,8 @@ def export(
             if document["identity"]["format"] == "png":
                 whole = Window(0, 0, spec.height, spec.width)
                 write_png(read(whole), spec, out, note, scratch)
+            elif document["identity"]["format"] == "ome-tiff":
+                write_ome_tiff(read, spec, out, note, scratch)
             else:
                 write_geotiff(read, spec, out, note, scratch)
         except BaseException:

@@ -27,7 +27,7 @@ from tilenet.engine.output import (
     sweep,
     upper_levels,
 )
-from tilenet.engine.plan import SUFFIXES, Format, Plan, make_plan
+from tilenet.engine.plan import Format, Plan, format_of, make_plan
 from tilenet.engine.reading import read_window
 from tilenet.engine.runfolder import locked, remove_run_folder, run_folder
 from tilenet.engine.task import STORE, files_of, record_of, session_for, unreadable
@@ -121,7 +121,7 @@ class _Loaded:
     failed: tuple[tuple[Window, str], ...]
 
 
-_ENDINGS = {"zarr": ".zarr", "cog": ".tif", "png": ".png"}
+_ENDINGS = {"zarr": ".zarr", "cog": ".tif", "png": ".png", "ome-tiff": ".ome.tif"}
 
 
 def _format(info: RasterInfo, config: PredictConfig) -> Format:
@@ -165,7 +165,9 @@ def plan_for(info: RasterInfo, job: Job, request: Request, *, named: bool) -> tu
     """
     config = request.config
     if named:
-        output: Format = config.format or SUFFIXES[job.out.suffix.lower()]
+        named_format = config.format or format_of(job.out)
+        assert named_format is not None, "an output without a format was refused before"
+        output: Format = named_format
         out = job.out
     else:
         output = _format(info, config)

@@ -1,4 +1,4 @@
-"""What a run leaves behind: the Zarr store of a mask, and exports of it (COG, PNG).
+"""What a run leaves behind: the Zarr store of a mask, and exports of it (COG, OME-TIFF, PNG).
 
 A sink owns file formats, their metadata and their durability. It knows nothing of tiles, models or
 schedulers, and imports neither torch nor Dask.
@@ -6,6 +6,7 @@ schedulers, and imports neither torch nor Dask.
 
 from tilenet.sinks.geotiff import write_geotiff, write_probabilities
 from tilenet.sinks.metadata import warnings_for
+from tilenet.sinks.ometiff import check_slides, write_ome_tiff
 from tilenet.sinks.png import encode_png, write_png
 from tilenet.sinks.seal import Seal
 from tilenet.sinks.skeleton import complete, seal_path
@@ -18,6 +19,7 @@ __all__ = [
     "MaskStore",
     "Seal",
     "StoredChunk",
+    "check_slides",
     "complete",
     "documents",
     "encode_png",
@@ -25,6 +27,7 @@ __all__ = [
     "seal_path",
     "warnings_for",
     "write_geotiff",
+    "write_ome_tiff",
     "write_png",
     "write_probabilities",
     "zarr_format_for",
