@@ -31,7 +31,7 @@ from tilenet.errors import (
 from tilenet.models.session import Setup, choose, cores, network_shape
 from tilenet.models.store import ModelFiles, find_model
 from tilenet.results import Failure, PredictResult, RunResult, run_result
-from tilenet.sinks import warnings_for
+from tilenet.sinks import label_path, read_image, warnings_for
 from tilenet.sources import Input, find_inputs
 from tilenet.strangers import is_folder
 
@@ -89,7 +89,7 @@ def _is_single(paths: list[Path]) -> bool:
 
 
 def _named_output(out: Path, config: PredictConfig) -> Path:
-    if config.format is None and format_of(out) is None:
+    if config.into is None and config.format is None and format_of(out) is None:
         raise UsageError(
             "the output's ending gives no format", out, "end it in .zarr, .tif, .ome.tif or .png"
         )
@@ -300,8 +300,24 @@ def _gather(
     )
 
 
+def _destination(inputs: list[Path], out: Path | None, config: PredictConfig) -> Path:
+    """Return where masks go: `out`, or the label's place in an image."""
+    if config.into is None and out is not None:
+        return out
+    if config.into is None or out is not None:
+        raise UsageError("one of them says where the mask goes", "--out, --into", "give one")
+    if not _is_single(inputs):
+        raise UsageError("an image takes the mask of one raster", "--into", "name one input")
+    read_image(config.into)  # before the model is looked for, which may take long
+    files = find_model(config.model, config.model_config_file, config.card_overrides())
+    return label_path(config.into, files.card.name)
+
+
 def predict(
-    inputs: list[Path], out: Path, config: PredictConfig, progress: Progress | None = None
+    inputs: list[Path],
+    out: Path | None,
+    config: PredictConfig,
+    progress: Progress | None = None,
 ) -> PredictResult:
     """Segment one raster, or several and whole folders, into masks.
 
@@ -309,9 +325,10 @@ def predict(
     ----------
     inputs : list of Path
         Rasters and folders (searched recursively).
-    out : Path
+    out : Path or None
         For one raster the mask: ``x.zarr``, ``x.tif`` (a COG), ``x.ome.tif`` or ``x.png``.
-        Otherwise a folder, one mask per input under the same stem.
+        Otherwise a folder, one mask per input under the same stem. None if
+        `config.into` says where.
     config : PredictConfig
         Options.
     progress : callable, optional
@@ -327,7 +344,8 @@ def predict(
         See `tilenet.errors`. With several inputs, one that fails does not stop the others.
     """
     notify = progress or (lambda _done, _all: None)
-    with convert_errors(out):
+    with convert_errors(out or config.into):
+        out = _destination(inputs, out, config)
         found = find_inputs(inputs, out)
         if _is_single(inputs):
             return _predict_one(found[0], out, config, notify)
@@ -369,7 +387,9 @@ def _estimate(plan: Plan, files: ModelFiles) -> dict[str, Any]:
     }
 
 
-def estimate(inputs: list[Path], out: Path, config: PredictConfig) -> Iterator[dict[str, Any]]:
+def estimate(
+    inputs: list[Path], out: Path | None, config: PredictConfig
+) -> Iterator[dict[str, Any]]:
     """Yield what `predict` would do with each input, without doing it.
 
     Parameters
@@ -382,7 +402,8 @@ def estimate(inputs: list[Path], out: Path, config: PredictConfig) -> Iterator[d
     TilenetError
         As `predict` would, before it begins. One of several inputs that fails has an ``error``.
     """
-    with convert_errors(out):
+    with convert_errors(out or config.into):
+        out = _destination(inputs, out, config)
         found = find_inputs(inputs, out)
         single = _is_single(inputs)
         if single:

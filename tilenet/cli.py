@@ -69,11 +69,15 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         list[Path], typer.Argument(help="Rasters, or folders of them.", readable=False)
     ],
     out: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--out", "-o", help="x.zarr, x.tif (COG), x.ome.tif, x.png; a folder for several."
         ),
-    ],
+    ] = None,
+    into: Annotated[
+        Path | None,
+        typer.Option(help="An OME-Zarr image that gets the mask as a label, instead of --out."),
+    ] = None,
     model: Model = None,
     model_config: Annotated[
         Path | None,
@@ -138,9 +142,10 @@ def predict(  # noqa: PLR0913 - one parameter is one option
 
     del debug  # read by `run`, which prints errors
     flags = {
-        "model": model, "model_config_file": model_config, "tile": tile, "overlap": overlap,
-        "blend": blend, "batch_size": batch_size, "device": device, "backend": backend,
-        "precision": precision, "level": level, "bands": _numbers(bands, int, "--bands"),
+        "into": into, "model": model, "model_config_file": model_config, "tile": tile,
+        "overlap": overlap, "blend": blend, "batch_size": batch_size, "device": device,
+        "backend": backend, "precision": precision, "level": level,
+        "bands": _numbers(bands, int, "--bands"),
         "threshold": threshold, "probabilities": probabilities, "format": format,
         "zarr_format": zarr_format, "scheduler": scheduler, "block": block, "chunk": chunk,
         "skip_nodata": False if no_skip else None, "overwrite": overwrite,

@@ -63,6 +63,8 @@ class PredictConfig(BaseModel):
         Pixels a side; a block is a whole number of chunks.
     skip_nodata : bool
         Skip tiles that hold no kept pixel; never changes the result.
+    into : Path or None
+        An OME-Zarr image that gets the mask as its label ``labels/tilenet-<model name>``.
     overwrite : bool
         Replace an output of ours.
     strict : bool
@@ -96,6 +98,7 @@ class PredictConfig(BaseModel):
     block: Annotated[int, Field(ge=1)] | None = None
     chunk: Annotated[int, Field(ge=1, le=8192)] = DEFAULT_CHUNK
     skip_nodata: bool = True
+    into: Path | None = None
     overwrite: bool = False
     strict: bool = False
     read_timeout: Annotated[float, Field(gt=0)] = 600.0
@@ -110,6 +113,8 @@ class PredictConfig(BaseModel):
     def _consistent(self) -> PredictConfig:
         if self.block is not None and self.block % self.chunk:
             raise ValueError(f"block: {self.block} is no whole number of chunks of {self.chunk}")
+        if self.into is not None and self.format not in (None, "zarr"):
+            raise ValueError("format: an OME-Zarr image takes zarr only")
         if self.tile is not None and self.overlap is not None and 4 * self.overlap > 3 * self.tile:
             raise ValueError("overlap: at most 75 % of the tile")
         return self

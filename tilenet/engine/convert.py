@@ -61,9 +61,12 @@ def convert(path: Path, out: Path, *, overwrite: bool) -> None:
     if name == "png":
         check_png(found.spec.height, found.spec.width, path)
     check_free(out, found.spec, one_file=name != "zarr", overwrite=overwrite)
-    identity = {**found.document["identity"], "format": name}
+    identity = {k: v for k, v in found.document["identity"].items() if k != "label"}
+    identity["format"] = name
+    spec = replace(found.spec, label=None)  # what was an image's label becomes a mask of its own
     document = {k: v for k, v in found.document.items() if k not in _OF_FILES}
-    document |= {"identity": identity, "plan_hash": hash_of(identity)}
+    document |= {"identity": identity, "plan_hash": hash_of(identity), "spec": spec.as_dict()}
+    found = replace(found, document=document)
     pixels = _Pixels(found)
     with scratch(out) as folder:
         if name == "zarr":

@@ -18,7 +18,7 @@ from tilenet.errors import ModelError, UsageError
 from tilenet.lattice import Axis, Lattice
 from tilenet.models.session import NetworkShape, Setup
 from tilenet.models.store import ModelFiles
-from tilenet.sinks import MaskSpec, check_slides, zarr_format_for
+from tilenet.sinks import LabelOf, MaskSpec, check_slides, zarr_format_for
 from tilenet.sources import CACHE_BYTES, RasterInfo
 
 __all__ = [
@@ -163,6 +163,8 @@ class Plan:
         Whether a native block that cannot be read ends the run.
     read_timeout : float
         Seconds after which a read counts as stuck.
+    label : LabelOf or None
+        The OME-Zarr image that gets the mask as a label.
     """
 
     raster: RasterInfo
@@ -178,6 +180,7 @@ class Plan:
     skip_nodata: bool
     strict: bool = False
     read_timeout: float = 600.0
+    label: LabelOf | None = None
 
     @property
     def decision(self) -> Decision:
@@ -198,6 +201,7 @@ class Plan:
             channels=card.channel_names(self.channels) if self.probabilities else (),
             zarr_format=self.zarr_format,
             title=card.name,
+            label=self.label,
         )
 
     @property
@@ -237,7 +241,14 @@ class Plan:
             "zarr_format": self.zarr_format,
             "chunk": self.chunk,
             "probabilities": self.probabilities,
+            **self._label_identity(),
         }
+
+    def _label_identity(self) -> dict[str, Any]:
+        if self.label is None:
+            return {}
+        label = self.label
+        return {"label": [label.levels, *label.scale, *label.offset, *label.units]}
 
     @property
     def hash(self) -> str:

@@ -5,16 +5,18 @@ schedulers, and imports neither torch nor Dask.
 """
 
 from tilenet.sinks.geotiff import write_geotiff, write_probabilities
+from tilenet.sinks.label import enlist, is_listed, label_path, read_image
 from tilenet.sinks.metadata import warnings_for
 from tilenet.sinks.ometiff import check_slides, write_ome_tiff
 from tilenet.sinks.png import encode_png, write_png
 from tilenet.sinks.seal import Seal
 from tilenet.sinks.skeleton import complete, seal_path
-from tilenet.sinks.spec import ArrayLayout, MaskSpec, zarr_format_for
+from tilenet.sinks.spec import ArrayLayout, LabelOf, MaskSpec, zarr_format_for
 from tilenet.sinks.store import MaskStore, StoredChunk, documents, open_store
 
 __all__ = [
     "ArrayLayout",
+    "LabelOf",
     "MaskSpec",
     "MaskStore",
     "Seal",
@@ -23,7 +25,11 @@ __all__ = [
     "complete",
     "documents",
     "encode_png",
+    "enlist",
+    "is_listed",
+    "label_path",
     "open_store",
+    "read_image",
     "seal_path",
     "warnings_for",
     "write_geotiff",

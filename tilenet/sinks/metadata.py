@@ -78,7 +78,7 @@ def array_attributes(spec: MaskSpec, layout: ArrayLayout, factor: int) -> Attrib
     """Return the attributes of a pixel array whose pixels are `factor` times level 0's."""
     place = spec.georeference.scaled(factor, factor)
     attributes = _probability(spec) if layout.path == "prob" else _classes(spec.classes)
-    if _has_grid(place):
+    if _has_grid(place) and (factor == 1 or spec.label is None):
         attributes["grid_mapping"] = "spatial_ref"
     if place.crs_wkt is not None:
         attributes["_CRS"] = _gdal_crs(place.crs_wkt)
@@ -187,10 +187,13 @@ def _pixel(georeference: Georeference) -> tuple[list[float], str | None]:
 def _ome(spec: MaskSpec, pixels: Mapping[int, int]) -> Attributes:
     """Return `multiscales` and `image-label`; format 2 wants the version inside each."""
     sides, unit = _pixel(spec.georeference)
+    units, offset = (unit, unit), (0.0, 0.0)
+    if spec.label is not None:  # over its image, and nowhere else
+        sides, units, offset = list(spec.label.scale), spec.label.units, spec.label.offset
     of_its_own = {"version": "0.4"} if spec.zarr_format == 2 else {}
     axes = [
         {"name": name, "type": "space"} | ({} if unit is None else {"unit": unit})
-        for name in ("y", "x")
+        for name, unit in zip(("y", "x"), units, strict=True)
     ]
     # The centre of a 2x2 majority pixel lies half a fine pixel further in than its first source.
     datasets = [
@@ -198,7 +201,13 @@ def _ome(spec: MaskSpec, pixels: Mapping[int, int]) -> Attributes:
             "path": path,
             "coordinateTransformations": [
                 {"type": "scale", "scale": [side * factor for side in sides]},
-                {"type": "translation", "translation": [side * (factor - 1) / 2 for side in sides]},
+                {
+                    "type": "translation",
+                    "translation": [
+                        first + side * (factor - 1) / 2
+                        for first, side in zip(offset, sides, strict=True)
+                    ],
+                },
             ],
         }
         for path, factor, _, _ in spec.levels
@@ -226,6 +235,7 @@ def _label(spec: MaskSpec, pixels: Mapping[int, int]) -> Attributes:
             | ({"area (pixels)": int(pixels[value])} if value in pixels else {})
             for value, name, _ in labels
         ],
+        **({} if spec.label is None else {"source": {"image": "../../"}}),
     }
 
 
