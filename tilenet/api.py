@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import batched
 from pathlib import Path
 from typing import Any
 
 from tilenet.config import PredictConfig
 from tilenet.engine.cluster import Executor, open_executor, worker_count
+from tilenet.engine.item import has_item, write_item
 from tilenet.engine.large import run_large
 from tilenet.engine.meter import Meter, Spans
 from tilenet.engine.output import check_output, plan_in_progress
@@ -348,8 +349,32 @@ def predict(
         out = _destination(inputs, out, config)
         found = find_inputs(inputs, out)
         if _is_single(inputs):
-            return _predict_one(found[0], out, config, notify)
-        return _predict_many(found, out, config, notify)
+            result = _predict_one(found[0], out, config, notify)
+            _write_items(result.runs, config)
+            return result
+        result = _predict_many(found, out, config, notify)
+        lost = _write_items(result.runs, config, keep_going=True)
+        runs = tuple(run for run in result.runs if run.input not in {one.input for one in lost})
+        return replace(result, runs=runs, failed=(*result.failed, *lost)) if lost else result
+
+
+def _write_items(
+    runs: Iterable[RunResult], config: PredictConfig, *, keep_going: bool = False
+) -> list[Failure]:
+    """Write the STAC items that are asked for; one that is there is kept true anyway."""
+    failed = []
+    for run in runs:
+        out = Path(run.output)
+        if not (config.stac or has_item(out)):
+            continue
+        try:
+            for note in write_item(out):
+                _logger.warning("%s", note)
+        except OutputError as error:
+            if not keep_going:
+                raise
+            failed.append(Failure(run.input, error.code, str(error)))
+    return failed
 
 
 def _estimate(plan: Plan, files: ModelFiles) -> dict[str, Any]:

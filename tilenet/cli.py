@@ -119,6 +119,9 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     std: Annotated[str | None, typer.Option(help="One number, or one per band.")] = None,
     value_range: Annotated[str | None, typer.Option(help="lo,hi of the pixels.")] = None,
     activation: Annotated[str | None, typer.Option(help="softmax, sigmoid or none.")] = None,
+    stac: Annotated[
+        bool | None, typer.Option("--stac", help="Write a STAC item beside each mask.")
+    ] = None,
     overwrite: Annotated[
         bool | None, typer.Option("--overwrite", help="Replace an output of tilenet's.")
     ] = None,
@@ -148,6 +151,7 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         "bands": _numbers(bands, int, "--bands"),
         "threshold": threshold, "probabilities": probabilities, "format": format,
         "zarr_format": zarr_format, "scheduler": scheduler, "block": block, "chunk": chunk,
+        "stac": stac,
         "skip_nodata": False if no_skip else None, "overwrite": overwrite,
         "strict": strict, "read_timeout": read_timeout, "insecure_cluster": insecure_cluster,
         "classes": None if classes is None else tuple(classes.split(",")),

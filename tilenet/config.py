@@ -65,6 +65,8 @@ class PredictConfig(BaseModel):
         Skip tiles that hold no kept pixel; never changes the result.
     into : Path or None
         An OME-Zarr image that gets the mask as its label ``labels/tilenet-<model name>``.
+    stac : bool
+        Write a STAC item beside each mask.
     overwrite : bool
         Replace an output of ours.
     strict : bool
@@ -99,6 +101,7 @@ class PredictConfig(BaseModel):
     chunk: Annotated[int, Field(ge=1, le=8192)] = DEFAULT_CHUNK
     skip_nodata: bool = True
     into: Path | None = None
+    stac: bool = False
     overwrite: bool = False
     strict: bool = False
     read_timeout: Annotated[float, Field(gt=0)] = 600.0

@@ -6,7 +6,7 @@ schedulers, and imports neither torch nor Dask.
 
 from tilenet.sinks.geotiff import write_geotiff, write_probabilities
 from tilenet.sinks.label import enlist, is_listed, label_path, read_image
-from tilenet.sinks.metadata import warnings_for
+from tilenet.sinks.metadata import crs_keys, warnings_for
 from tilenet.sinks.ometiff import check_slides, write_ome_tiff
 from tilenet.sinks.png import encode_png, write_png
 from tilenet.sinks.seal import Seal
@@ -23,6 +23,7 @@ __all__ = [
     "StoredChunk",
     "check_slides",
     "complete",
+    "crs_keys",
     "documents",
     "encode_png",
     "enlist",

@@ -22,6 +22,7 @@ __all__ = [
     "SCHEMA",
     "array_attributes",
     "coordinate_attributes",
+    "crs_keys",
     "has_coordinates",
     "root_attributes",
     "spatial_ref_attributes",
@@ -257,6 +258,14 @@ def _probability(spec: MaskSpec) -> Attributes:
     }
 
 
+def crs_keys(crs_wkt: str) -> Attributes:
+    """Return `proj:code` of a CRS, or `proj:wkt2` if nobody has given it a code."""
+    found = _authority(crs_wkt)
+    if found is None:
+        return {"proj:wkt2": _wkt2(crs_wkt)}
+    return {"proj:code": f"{found[0]}:{found[1]}"}
+
+
 def _authority(crs_wkt: str) -> tuple[str, str] | None:
     # At less than 100 % PROJ offers codes of CRSs that merely look alike.
     found: tuple[str, str] | None = CRS.from_wkt(crs_wkt).to_authority(confidence_threshold=100)
@@ -296,11 +305,7 @@ def _geozarr(
     attributes: Attributes = {}
     if place.crs_wkt is not None:
         conventions = (*conventions, "proj")
-        found = _authority(place.crs_wkt)
-        if found is not None:
-            attributes["proj:code"] = f"{found[0]}:{found[1]}"
-        else:
-            attributes["proj:wkt2"] = _wkt2(place.crs_wkt)
+        attributes = crs_keys(place.crs_wkt)
     return {
         "zarr_conventions": [_convention(name) for name in (*conventions, "spatial")],
         **attributes,
