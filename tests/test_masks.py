@@ -39,6 +39,7 @@ def masks(models, tmp_path_factory):
     make(folder, models, "v2.zarr", block=128, zarr_format="2")
     make(folder, models, "pack.zarr", block=512)
     make(folder, models, "blocks.tif", block=128, probabilities=True)
+    make(folder, models, "blocks.ome.tif", block=128, probabilities=True)
     make(folder, models, "pack.png", block=512)
     return folder
 
@@ -65,7 +66,7 @@ def parts(mask):
     return [p for p in (mask, mask.with_name(f"{mask.stem}.prob.tif")) if p.exists()]
 
 
-ALL = ["blocks.zarr", "v2.zarr", "pack.zarr", "blocks.tif", "pack.png"]
+ALL = ["blocks.zarr", "v2.zarr", "pack.zarr", "blocks.tif", "blocks.ome.tif", "pack.png"]
 
 
 @pytest.mark.parametrize("mask", ALL, indirect=True)
@@ -207,6 +208,7 @@ def test_verify_refuses_what_is_no_mask(cli, tmp_path, masks):
 
 @pytest.mark.parametrize(("source", "out"), [
     ("blocks.zarr", "blocks.tif"), ("blocks.tif", "blocks.zarr"), ("pack.zarr", "pack.png"),
+    ("blocks.tif", "blocks.ome.tif"), ("blocks.ome.tif", "blocks.zarr"),
 ])  # fmt: skip
 def test_an_export_has_the_bytes_of_a_run(cli, masks, tmp_path, source, out):
     done = cli("export", masks / source, tmp_path / out)

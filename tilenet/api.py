@@ -6,18 +6,19 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import batched
 from pathlib import Path
 from typing import Any
 
 from tilenet.config import PredictConfig
 from tilenet.engine.cluster import Executor, open_executor, worker_count
+from tilenet.engine.item import has_item, write_item
 from tilenet.engine.large import run_large
 from tilenet.engine.meter import Meter, Spans
 from tilenet.engine.output import check_output, plan_in_progress
 from tilenet.engine.pack import Job, PackItem, Request, open_job, pack_task, plan_for
-from tilenet.engine.plan import SUFFIXES, Plan, choose_tile
+from tilenet.engine.plan import Plan, choose_tile, format_of
 from tilenet.engine.room import needed_bytes
 from tilenet.engine.run import run_many
 from tilenet.errors import (
@@ -31,7 +32,7 @@ from tilenet.errors import (
 from tilenet.models.session import Setup, choose, cores, network_shape
 from tilenet.models.store import ModelFiles, find_model
 from tilenet.results import Failure, PredictResult, RunResult, run_result
-from tilenet.sinks import warnings_for
+from tilenet.sinks import label_path, read_image, warnings_for
 from tilenet.sources import Input, find_inputs
 from tilenet.strangers import is_folder
 
@@ -90,9 +91,9 @@ def _is_single(paths: list[Path]) -> bool:
 
 
 def _named_output(out: Path, config: PredictConfig) -> Path:
-    if config.format is None and out.suffix.lower() not in SUFFIXES:
+    if config.into is None and config.format is None and format_of(out) is None:
         raise UsageError(
-            "the output's ending gives no format", out, "end it in .zarr, .tif or .png"
+            "the output's ending gives no format", out, "end it in .zarr, .tif, .ome.tif or .png"
         )
     if not out.name:
         raise UsageError("the output has no name", out, "give a file or store to write")
@@ -119,6 +120,8 @@ def _say_plan(plan: Plan) -> None:
     if plan.format == "zarr":
         for line in warnings_for(plan.spec):
             _logger.warning("%s", line)
+    if plan.format == "ome-tiff" and plan.spec.georeference.is_georeferenced:
+        _logger.warning("an OME-TIFF has no place on a map; a COG (.tif) or a Zarr store has")
     lo, hi = plan.model.card.value_range
     if plan.raster.dtype in ("uint16", "int16") and hi <= 255:
         _logger.warning(
@@ -316,8 +319,24 @@ def _gather(
     )
 
 
+def _destination(inputs: list[Path], out: Path | None, config: PredictConfig) -> Path:
+    """Return where masks go: `out`, or the label's place in an image."""
+    if config.into is None and out is not None:
+        return out
+    if config.into is None or out is not None:
+        raise UsageError("one of them says where the mask goes", "--out, --into", "give one")
+    if not _is_single(inputs):
+        raise UsageError("an image takes the mask of one raster", "--into", "name one input")
+    read_image(config.into)  # before the model is looked for, which may take long
+    files = find_model(config.model, config.model_config_file, config.card_overrides())
+    return label_path(config.into, files.card.name)
+
+
 def predict(
-    inputs: list[Path], out: Path, config: PredictConfig, progress: Progress | None = None
+    inputs: list[Path],
+    out: Path | None,
+    config: PredictConfig,
+    progress: Progress | None = None,
 ) -> PredictResult:
     """Segment one raster, or several and whole folders, into masks.
 
@@ -325,9 +344,10 @@ def predict(
     ----------
     inputs : list of Path
         Rasters and folders (searched recursively).
-    out : Path
-        For one raster the mask: ``x.zarr``, ``x.tif`` (a COG) or ``x.png``. Otherwise a folder, one
-        mask per input under the same stem.
+    out : Path or None
+        For one raster the mask: ``x.zarr``, ``x.tif`` (a COG), ``x.ome.tif`` or ``x.png``.
+        Otherwise a folder, one mask per input under the same stem. None if
+        `config.into` says where.
     config : PredictConfig
         Options.
     progress : callable, optional
@@ -343,11 +363,36 @@ def predict(
         See `tilenet.errors`. With several inputs, one that fails does not stop the others.
     """
     notify = progress or (lambda _done, _all: None)
-    with convert_errors(out):
+    with convert_errors(out or config.into):
+        out = _destination(inputs, out, config)
         found = find_inputs(inputs, out)
         if _is_single(inputs):
-            return _predict_one(found[0], out, config, notify)
-        return _predict_many(found, out, config, notify)
+            result = _predict_one(found[0], out, config, notify)
+            _write_items(result.runs, config)
+            return result
+        result = _predict_many(found, out, config, notify)
+        lost = _write_items(result.runs, config, keep_going=True)
+        runs = tuple(run for run in result.runs if run.input not in {one.input for one in lost})
+        return replace(result, runs=runs, failed=(*result.failed, *lost)) if lost else result
+
+
+def _write_items(
+    runs: Iterable[RunResult], config: PredictConfig, *, keep_going: bool = False
+) -> list[Failure]:
+    """Write the STAC items that are asked for; one that is there is kept true anyway."""
+    failed = []
+    for run in runs:
+        out = Path(run.output)
+        if not (config.stac or has_item(out)):
+            continue
+        try:
+            for note in write_item(out):
+                _logger.warning("%s", note)
+        except OutputError as error:
+            if not keep_going:
+                raise
+            failed.append(Failure(run.input, error.code, str(error)))
+    return failed
 
 
 def _estimate(plan: Plan, files: ModelFiles) -> dict[str, Any]:
@@ -385,7 +430,9 @@ def _estimate(plan: Plan, files: ModelFiles) -> dict[str, Any]:
     }
 
 
-def estimate(inputs: list[Path], out: Path, config: PredictConfig) -> Iterator[dict[str, Any]]:
+def estimate(
+    inputs: list[Path], out: Path | None, config: PredictConfig
+) -> Iterator[dict[str, Any]]:
     """Yield what `predict` would do with each input, without doing it.
 
     Parameters
@@ -398,7 +445,8 @@ def estimate(inputs: list[Path], out: Path, config: PredictConfig) -> Iterator[d
     TilenetError
         As `predict` would, before it begins. One of several inputs that fails has an ``error``.
     """
-    with convert_errors(out):
+    with convert_errors(out or config.into):
+        out = _destination(inputs, out, config)
         found = find_inputs(inputs, out)
         single = _is_single(inputs)
         if single:

@@ -69,8 +69,15 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         list[Path], typer.Argument(help="Rasters, or folders of them.", readable=False)
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="x.zarr, x.tif (COG), x.png; a folder for several.")
-    ],
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="x.zarr, x.tif (COG), x.ome.tif, x.png; a folder for several."
+        ),
+    ] = None,
+    into: Annotated[
+        Path | None,
+        typer.Option(help="An OME-Zarr image that gets the mask as a label, instead of --out."),
+    ] = None,
     model: Model = None,
     model_config: Annotated[
         Path | None,
@@ -105,7 +112,7 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     probabilities: Annotated[
         bool | None, typer.Option("--probabilities", help="Store them, one byte per class.")
     ] = None,
-    format: Annotated[str | None, typer.Option(help="zarr, cog or png.")] = None,
+    format: Annotated[str | None, typer.Option(help="zarr, cog, ome-tiff or png.")] = None,
     zarr_format: Annotated[str | None, typer.Option(help="auto, 2 or 3.")] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="local, processes:N, tcp://host:port, tls://host:port.")
@@ -122,6 +129,9 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     std: Annotated[str | None, typer.Option(help="One number, or one per band.")] = None,
     value_range: Annotated[str | None, typer.Option(help="lo,hi of the pixels.")] = None,
     activation: Annotated[str | None, typer.Option(help="softmax, sigmoid or none.")] = None,
+    stac: Annotated[
+        bool | None, typer.Option("--stac", help="Write a STAC item beside each mask.")
+    ] = None,
     overwrite: Annotated[
         bool | None, typer.Option("--overwrite", help="Replace an output of tilenet's.")
     ] = None,
@@ -145,12 +155,14 @@ def predict(  # noqa: PLR0913 - one parameter is one option
 
     del debug  # read by `run`, which prints errors
     flags = {
-        "model": model, "model_config_file": model_config, "tile": tile, "overlap": overlap,
-        "blend": blend, "batch_size": batch_size, "device": device, "backend": backend,
-        "precision": precision, "level": level, "mpp": mpp, "resolution": resolution,
-        "source_mpp": source_mpp, "plane": plane, "bands": _numbers(bands, int, "--bands"),
+        "into": into, "model": model, "model_config_file": model_config, "tile": tile,
+        "overlap": overlap, "blend": blend, "batch_size": batch_size, "device": device,
+        "backend": backend, "precision": precision, "level": level, "mpp": mpp,
+        "resolution": resolution, "source_mpp": source_mpp, "plane": plane,
+        "bands": _numbers(bands, int, "--bands"),
         "threshold": threshold, "probabilities": probabilities, "format": format,
         "zarr_format": zarr_format, "scheduler": scheduler, "block": block, "chunk": chunk,
+        "stac": stac,
         "skip_nodata": False if no_skip else None, "overwrite": overwrite,
         "strict": strict, "read_timeout": read_timeout, "insecure_cluster": insecure_cluster,
         "classes": None if classes is None else tuple(classes.split(",")),

@@ -46,9 +46,12 @@ def verify(
 
 def export(
     mask: Annotated[Path, typer.Argument(help="A mask that tilenet wrote.")],
-    out: Annotated[Path, typer.Argument(help="x.tif (COG), x.png or x.zarr.")],
+    out: Annotated[Path, typer.Argument(help="x.tif (COG), x.ome.tif, x.png or x.zarr.")],
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an output of tilenet's.")
+    ] = False,
+    stac: Annotated[
+        bool, typer.Option("--stac", help="Write a STAC item beside what is written.")
     ] = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -57,5 +60,5 @@ def export(
     del debug
     from tilenet import mask_api
 
-    written = mask_api.export(mask, out, overwrite=overwrite)
+    written = mask_api.export(mask, out, overwrite=overwrite, stac=stac)
     show({"output": str(written)} if as_json else str(written))

@@ -69,7 +69,7 @@ class PredictConfig(BaseModel):
         Beats the card's.
     probabilities : bool
         Store them too.
-    format : {"zarr", "cog", "png"} or None
+    format : {"zarr", "cog", "png", "ome-tiff"} or None
         None follows the output's suffix or the input.
     zarr_format : {"auto", "2", "3"}
         "auto": 3 for georeferenced input, else 2.
@@ -79,6 +79,10 @@ class PredictConfig(BaseModel):
         Pixels a side; a block is a whole number of chunks.
     skip_nodata : bool
         Skip tiles that hold no kept pixel; never changes the result.
+    into : Path or None
+        An OME-Zarr image that gets the mask as its label ``labels/tilenet-<model name>``.
+    stac : bool
+        Write a STAC item beside each mask.
     overwrite : bool
         Replace an output of ours.
     strict : bool
@@ -110,12 +114,14 @@ class PredictConfig(BaseModel):
     bands: tuple[int, ...] | None = None
     threshold: FiniteFloat | None = None
     probabilities: bool = False
-    format: Literal["zarr", "cog", "png"] | None = None
+    format: Literal["zarr", "cog", "png", "ome-tiff"] | None = None
     zarr_format: Literal["auto", "2", "3"] = "auto"
     scheduler: str = "local"
     block: Annotated[int, Field(ge=1)] | None = None
     chunk: Annotated[int, Field(ge=1, le=8192)] = DEFAULT_CHUNK
     skip_nodata: bool = True
+    into: Path | None = None
+    stac: bool = False
     overwrite: bool = False
     strict: bool = False
     read_timeout: Annotated[float, Field(gt=0)] = 600.0
@@ -132,6 +138,8 @@ class PredictConfig(BaseModel):
             raise ValueError(f"block: {self.block} is no whole number of chunks of {self.chunk}")
         if sum(value is not None for value in (self.level, self.mpp, self.resolution)) > 1:
             raise ValueError("level: give one of --level, --mpp and --resolution")
+        if self.into is not None and self.format not in (None, "zarr"):
+            raise ValueError("format: an OME-Zarr image takes zarr only")
         if self.tile is not None and self.overlap is not None and 4 * self.overlap > 3 * self.tile:
             raise ValueError("overlap: at most 75 % of the tile")
         return self

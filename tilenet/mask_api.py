@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tilenet.engine.convert import convert
 from tilenet.engine.inspection import Bad, inspect
+from tilenet.engine.item import has_item, write_item
 from tilenet.engine.repair import repair as repair_mask
 from tilenet.errors import VerifyError, convert_errors
 
 __all__ = ["VerifyResult", "export", "verify"]
+
+_logger = logging.getLogger(__name__)
 
 _LOST = "damaged beyond repair"
 
@@ -100,7 +104,7 @@ def verify(
         return VerifyResult(not left, str(path), found.files, found.blocks, left, mended)
 
 
-def export(path: Path, out: Path, *, overwrite: bool = False) -> Path:
+def export(path: Path, out: Path, *, overwrite: bool = False, stac: bool = False) -> Path:
     """Write a finished mask in another format, with the bytes that predict would have written.
 
     Parameters
@@ -108,9 +112,11 @@ def export(path: Path, out: Path, *, overwrite: bool = False) -> Path:
     path : Path
         A mask of tilenet's.
     out : Path
-        ``x.tif`` (a COG), ``x.png`` or ``x.zarr``.
+        ``x.tif`` (a COG), ``x.ome.tif``, ``x.png`` or ``x.zarr``.
     overwrite : bool
         Replace an output of ours.
+    stac : bool
+        Write a STAC item beside it. One that is there is kept true anyway.
 
     Raises
     ------
@@ -123,4 +129,7 @@ def export(path: Path, out: Path, *, overwrite: bool = False) -> Path:
     """
     with convert_errors(out):
         convert(path, out, overwrite=overwrite)
+        if stac or has_item(out):
+            for note in write_item(out):
+                _logger.warning("%s", note)
         return out

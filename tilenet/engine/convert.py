@@ -13,13 +13,13 @@ from tilenet.engine.document import probabilities_of
 from tilenet.engine.inspection import Inspection, inspect, kept_documents, read_pixels
 from tilenet.engine.journal import BlockRecord
 from tilenet.engine.output import check_free, export, publish, upper_levels
-from tilenet.engine.plan import SUFFIXES, block_levels, check_png, hash_of
+from tilenet.engine.plan import block_levels, check_png, format_of, hash_of
 from tilenet.engine.recipe import lattice_of
 from tilenet.engine.runfolder import scratch
 from tilenet.engine.task import STORE, files_of, write_block
 from tilenet.errors import UsageError, VerifyError
 from tilenet.geometry import Window
-from tilenet.sinks import MaskStore, open_store
+from tilenet.sinks import MaskStore, check_slides, open_store
 
 __all__ = ["convert"]
 
@@ -48,18 +48,25 @@ def convert(path: Path, out: Path, *, overwrite: bool) -> None:
     VerifyError
         The mask is not what its run wrote.
     """
-    name = SUFFIXES.get(out.suffix.lower())
+    name = format_of(out)
     if name is None or out.absolute() == path.absolute():
-        raise UsageError("no format to export to", out, "end another name in .tif, .png or .zarr")
+        raise UsageError(
+            "no format to export to", out, "end another name in .tif, .ome.tif, .png or .zarr"
+        )
+    if name == "ome-tiff":
+        check_slides(out)
     found = inspect(path)
     if found.bad:
         raise VerifyError("the mask is damaged", path, "run tilenet verify --repair")
     if name == "png":
         check_png(found.spec.height, found.spec.width, path)
     check_free(out, found.spec, one_file=name != "zarr", overwrite=overwrite)
-    identity = {**found.document["identity"], "format": name}
+    identity = {k: v for k, v in found.document["identity"].items() if k != "label"}
+    identity["format"] = name
+    spec = replace(found.spec, label=None)  # what was an image's label becomes a mask of its own
     document = {k: v for k, v in found.document.items() if k not in _OF_FILES}
-    document |= {"identity": identity, "plan_hash": hash_of(identity)}
+    document |= {"identity": identity, "plan_hash": hash_of(identity), "spec": spec.as_dict()}
+    found = replace(found, document=document)
     pixels = _Pixels(found)
     with scratch(out) as folder:
         if name == "zarr":

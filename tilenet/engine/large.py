@@ -150,7 +150,7 @@ def _finish(plan: Plan, folder: Path, out: Path, journal: Journal, *, overwrite:
     if plan.format == "zarr":
         document = encode_document(plan_document(plan, done))
         store.finish(done.pixels, {"plan": document, "journal": journal.dump()})
-        publish(store.root, out, overwrite=overwrite)
+        publish(store.root, out, overwrite=overwrite, label=plan.label is not None)
     else:
         export(
             plan_document(plan, done),

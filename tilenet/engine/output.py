@@ -31,7 +31,10 @@ from tilenet.sinks import (
     MaskStore,
     StoredChunk,
     documents,
+    enlist,
+    is_listed,
     write_geotiff,
+    write_ome_tiff,
     write_png,
     write_probabilities,
 )
@@ -164,12 +167,20 @@ def check_in_progress(out: Path, plan: Plan, *, overwrite: bool) -> Plan | None:
 def sweep(out: Path, plan: Plan) -> None:
     """Remove the run folder that a crash left beside this plan's finished output.
 
-    One without a plan holds no run; or it is what is left of one whose removal was cut short.
+    One without a plan holds no run; or it is what is left of one whose removal was cut short. A
+    label whose image does not list it yet is listed.
     """
     folder, known = run_folder(out), plan_in_progress(out)
-    if folder.exists() and (known is None or known.hash == plan.hash):
+    ours = known is None or known.hash == plan.hash
+    unlisted = plan.label is not None and not is_listed(out)
+    if unlisted:
+        folder.mkdir(exist_ok=True)
+    if folder.exists() and (ours or unlisted):
         with locked(folder):
-            remove_run_folder(folder)
+            if unlisted:
+                enlist(out, folder)
+            if ours:
+                remove_run_folder(folder)
 
 
 def upper_levels(store: MaskStore, first: int) -> list[StoredChunk]:
@@ -210,13 +221,16 @@ def _making_room(out: Path, *, overwrite: bool) -> Iterator[None]:
         raise
 
 
-def publish(store: Path, out: Path, *, overwrite: bool) -> None:
-    """Give a finished store its final name."""
+def publish(store: Path, out: Path, *, overwrite: bool, label: bool = False) -> None:
+    """Give a finished store its final name; a label of an image goes into its list then."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     with _making_room(out, overwrite=overwrite):
         try:
             durable.rename(store, out)
         except OSError as error:
             raise OutputError(f"cannot be renamed: {error.strerror}", out, "is it busy?") from error
+        if label:
+            enlist(out, run_folder(out))
 
 
 def export(
@@ -249,14 +263,14 @@ def export(
         Replace an output of ours.
     """
     document = file_document(document, records)
-    scratch = run_folder(out) / _SCRATCH
-    if scratch.exists():
-        shutil.rmtree(scratch)
-    scratch.mkdir()
+    folder = run_folder(out) / _SCRATCH
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir()
 
     def note(written: dict[str, Any]) -> None:
         content = encode_sidecar(document | written)
-        durable.write(sidecar(out), content, scratch=scratch)
+        durable.write(sidecar(out), content, scratch=folder)
 
     with _making_room(out, overwrite=overwrite):
         try:
@@ -264,13 +278,15 @@ def export(
                 document["probabilities"] = {}
                 note({})
                 document["probabilities"] = write_probabilities(
-                    read_probabilities, spec, probabilities_of(out), scratch
+                    read_probabilities, spec, probabilities_of(out), folder
                 )
             if document["identity"]["format"] == "png":
                 whole = Window(0, 0, spec.height, spec.width)
-                write_png(read(whole), spec, out, note, scratch)
+                write_png(read(whole), spec, out, note, folder)
+            elif document["identity"]["format"] == "ome-tiff":
+                write_ome_tiff(read, spec, out, note, folder)
             else:
-                write_geotiff(read, spec, out, note, scratch)
+                write_geotiff(read, spec, out, note, folder)
         except BaseException:
             for path in _companions(out, probabilities=bool(spec.channels)):
                 path.unlink(missing_ok=True)

@@ -27,15 +27,15 @@ from tilenet.engine.output import (
     sweep,
     upper_levels,
 )
-from tilenet.engine.plan import SUFFIXES, Format, Plan, make_plan
+from tilenet.engine.plan import Format, Plan, format_of, make_plan
 from tilenet.engine.reading import read_window
 from tilenet.engine.runfolder import locked, remove_run_folder, run_folder
 from tilenet.engine.task import STORE, files_of, record_of, session_for, unreadable
-from tilenet.errors import OutputError, TilenetError
+from tilenet.errors import InputError, OutputError, TilenetError, UsageError
 from tilenet.geometry import Window
 from tilenet.models.session import NetworkShape, Setup
 from tilenet.models.store import ModelFiles
-from tilenet.sinks import MaskStore
+from tilenet.sinks import MaskStore, read_image
 from tilenet.sources import Raster, RasterInfo, View, open_raster
 from tilenet.watchdog import watched
 
@@ -121,7 +121,7 @@ class _Loaded:
     failed: tuple[tuple[Window, str], ...]
 
 
-_ENDINGS = {"zarr": ".zarr", "cog": ".tif", "png": ".png"}
+_ENDINGS = {"zarr": ".zarr", "cog": ".tif", "png": ".png", "ome-tiff": ".ome.tif"}
 
 
 def _format(info: RasterInfo, config: PredictConfig) -> Format:
@@ -180,13 +180,32 @@ def plan_for(info: RasterInfo, job: Job, request: Request, *, named: bool) -> tu
     """
     config = request.config
     if named:
-        output: Format = config.format or SUFFIXES[job.out.suffix.lower()]
+        named_format = "zarr" if config.into else config.format or format_of(job.out)
+        assert named_format is not None, "an output without a format was refused before"
+        output: Format = named_format
         out = job.out
     else:
         output = _format(info, config)
         out = job.out.with_name(job.out.name + _ENDINGS[output])
     plan = make_plan(info, request.files, request.shape, request.setup, config, output)
-    return plan, out
+    return (plan if config.into is None else _as_label(plan, config, config.into)), out
+
+
+def _as_label(plan: Plan, config: PredictConfig, into: Path) -> Plan:
+    """Return the plan of a mask that an OME-Zarr image gets as a label."""
+    image = read_image(into)
+    if (image.height, image.width) != (plan.raster.height, plan.raster.width):
+        raise InputError(
+            f"the image has {image.height} × {image.width} pixels, the mask would have "
+            f"{plan.raster.height} × {plan.raster.width}",
+            into,
+            "give the raster that it was made from",
+        )
+    if config.zarr_format not in ("auto", str(image.zarr_format)):
+        raise UsageError(
+            f"the image has Zarr format {image.zarr_format}", "--zarr-format", "leave it out"
+        )
+    return replace(plan, zarr_format=image.zarr_format, label=image.label)
 
 
 def _load(item: PackItem, raster: Raster, plan: Plan, out: Path, spans: Spans) -> _Loaded:
@@ -244,7 +263,9 @@ def _write(
         try:
             if plan.format == "zarr":
                 _write_store(plan, done, finished, record, folder)
-                publish(folder / STORE, out, overwrite=config.overwrite)
+                publish(
+                    folder / STORE, out, overwrite=config.overwrite, label=plan.label is not None
+                )
             else:
                 export(
                     plan_document(plan, finished),

@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
@@ -17,17 +18,17 @@ from tilenet.errors import ModelError, UsageError
 from tilenet.lattice import Axis, Lattice
 from tilenet.models.session import NetworkShape, Setup
 from tilenet.models.store import ModelFiles
-from tilenet.sinks import MaskSpec, zarr_format_for
+from tilenet.sinks import LabelOf, MaskSpec, check_slides, zarr_format_for
 from tilenet.sources import CACHE_BYTES, RasterInfo
 
 __all__ = [
-    "SUFFIXES",
     "Format",
     "Plan",
     "TileChoice",
     "block_levels",
     "check_png",
     "choose_tile",
+    "format_of",
     "hash_of",
     "make_plan",
 ]
@@ -35,9 +36,12 @@ __all__ = [
 SCHEMA = 1
 """Version of the arithmetic: two tilenet releases with one number give the same bytes."""
 
-Format = Literal["zarr", "cog", "png"]
+Format = Literal["zarr", "cog", "png", "ome-tiff"]
 
-SUFFIXES: dict[str, Format] = {".zarr": "zarr", ".tif": "cog", ".tiff": "cog", ".png": "png"}
+_ENDINGS: dict[str, Format] = {
+    ".ome.tif": "ome-tiff", ".ome.tiff": "ome-tiff",  # before the endings that these end in
+    ".zarr": "zarr", ".tif": "cog", ".tiff": "cog", ".png": "png",
+}  # fmt: skip
 
 _LOCAL_TILE, _LOCAL_OVERLAP = 1024, 256
 _UNKNOWN_TILE = 512
@@ -102,6 +106,12 @@ def choose_tile(files: ModelFiles, shape: NetworkShape, config: PredictConfig) -
     return TileChoice(tile, tile - stride, divisor, shape.fixed is not None)
 
 
+def format_of(out: Path) -> Format | None:
+    """Return the format that an output's ending names, None if it names none."""
+    name = out.name.lower()
+    return next((one for ending, one in _ENDINGS.items() if name.endswith(ending)), None)
+
+
 def hash_of(identity: dict[str, Any]) -> str:
     """Return the hash of a plan's identity."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -141,7 +151,7 @@ class Plan:
         Window.
     probabilities : bool
         Whether they are stored.
-    format : {"zarr", "cog", "png"}
+    format : {"zarr", "cog", "png", "ome-tiff"}
         Output.
     zarr_format : {2, 3}
         Of the store.
@@ -153,6 +163,8 @@ class Plan:
         Whether a native block that cannot be read ends the run.
     read_timeout : float
         Seconds after which a read counts as stuck.
+    label : LabelOf or None
+        The OME-Zarr image that gets the mask as a label.
     """
 
     raster: RasterInfo
@@ -168,6 +180,7 @@ class Plan:
     skip_nodata: bool
     strict: bool = False
     read_timeout: float = 600.0
+    label: LabelOf | None = None
 
     @property
     def decision(self) -> Decision:
@@ -188,6 +201,7 @@ class Plan:
             channels=card.channel_names(self.channels) if self.probabilities else (),
             zarr_format=self.zarr_format,
             title=card.name,
+            label=self.label,
         )
 
     @property
@@ -230,7 +244,14 @@ class Plan:
             "zarr_format": self.zarr_format,
             "chunk": self.chunk,
             "probabilities": self.probabilities,
+            **self._label_identity(),
         }
+
+    def _label_identity(self) -> dict[str, Any]:
+        if self.label is None:
+            return {}
+        label = self.label
+        return {"label": [label.levels, *label.scale, *label.offset, *label.units]}
 
     @property
     def hash(self) -> str:
@@ -295,6 +316,8 @@ def make_plan(
         )
     if output == "png":
         check_png(raster.height, raster.width, raster.path)
+    if output == "ome-tiff":
+        check_slides("--out")
     choice = choose_tile(files, shape, config)
     if config.block is not None:
         core_rows = core_cols = config.block

@@ -18,6 +18,7 @@ from tilenet.lattice import Axis, Lattice
 from tilenet.models.card import parse_card
 from tilenet.models.session import choose, network_shape
 from tilenet.models.store import BUNDLED, ModelFiles, identified
+from tilenet.sinks import MaskSpec
 from tilenet.sources import View, open_raster
 
 __all__ = ["lattice_of", "plan_from", "recipe_of"]
@@ -123,6 +124,7 @@ def plan_from(document: dict[str, Any], source: Path | None, model: Path | None)
         zarr_format=identity["zarr_format"],
         chunk=identity["chunk"],
         skip_nodata=recipe["skip_nodata"],
+        label=MaskSpec.from_dict(document["spec"]).label,
     )
     ours = plan.identity()
     keys = [key for key in sorted(identity) if ours.get(key) != identity[key]]

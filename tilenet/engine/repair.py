@@ -23,7 +23,7 @@ from tilenet.engine.large import JOURNAL, run_large
 from tilenet.engine.meter import Spans
 from tilenet.engine.plan import Plan
 from tilenet.engine.recipe import plan_from
-from tilenet.engine.runfolder import PLAN, locked, run_folder, scratch
+from tilenet.engine.runfolder import PLAN, locked, outside, run_folder, scratch
 from tilenet.engine.task import (
     STORE,
     STRIPS,
@@ -80,7 +80,8 @@ def _repair_store(found: Inspection, source: Path | None, model: Path | None) ->
 
 
 def _move_aside(root: Path, foreign: Iterable[Bad]) -> None:
-    aside = root.with_name(f"{root.name}.foreign")
+    place = outside(root)
+    aside = place.with_name(f"{place.name}.foreign")
     for bad in foreign:
         target = aside / bad.file
         target.parent.mkdir(parents=True, exist_ok=True)

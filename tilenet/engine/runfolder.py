@@ -12,15 +12,45 @@ from pathlib import Path
 
 from tilenet.errors import OutputError, ResourceError
 
-__all__ = ["LOCK", "PLAN", "Owner", "locked", "remove_run_folder", "run_folder", "scratch"]
+__all__ = [
+    "LOCK",
+    "PLAN",
+    "Owner",
+    "locked",
+    "outside",
+    "remove_run_folder",
+    "run_folder",
+    "scratch",
+]
 
 PLAN, LOCK = "plan.json", "lock"
 """Names in a run folder."""
 
 
+def outside(out: Path) -> Path:
+    """Return the path beside which an output's own files may lie: mostly its own.
+
+    For a label of a Zarr image it is a name beside the store, in which readers warn of loose files.
+    """
+    top = out.parent
+    if top.name != "labels" or not _is_group(top.parent):
+        return out
+    top = top.parent.resolve()
+    parts = [out.name]
+    while _is_group(top.parent):
+        parts.append(top.name)
+        top = top.parent
+    return top.with_name(".".join([top.name, *reversed(parts)]))
+
+
+def _is_group(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("zarr.json", ".zgroup"))
+
+
 def run_folder(out: Path) -> Path:
     """Return where the work in progress of an output lies."""
-    return out.with_name(f".{out.name}.tilenet")
+    place = outside(out)
+    return place.with_name(f".{place.name}.tilenet")
 
 
 class Owner:

@@ -22,6 +22,7 @@ __all__ = [
     "SCHEMA",
     "array_attributes",
     "coordinate_attributes",
+    "crs_keys",
     "has_coordinates",
     "root_attributes",
     "spatial_ref_attributes",
@@ -78,7 +79,7 @@ def array_attributes(spec: MaskSpec, layout: ArrayLayout, factor: int) -> Attrib
     """Return the attributes of a pixel array whose pixels are `factor` times level 0's."""
     place = spec.georeference.scaled(factor, factor)
     attributes = _probability(spec) if layout.path == "prob" else _classes(spec.classes)
-    if _has_grid(place):
+    if _has_grid(place) and (factor == 1 or spec.label is None):
         attributes["grid_mapping"] = "spatial_ref"
     if place.crs_wkt is not None:
         attributes["_CRS"] = _gdal_crs(place.crs_wkt)
@@ -187,10 +188,13 @@ def _pixel(georeference: Georeference) -> tuple[list[float], str | None]:
 def _ome(spec: MaskSpec, pixels: Mapping[int, int]) -> Attributes:
     """Return `multiscales` and `image-label`; format 2 wants the version inside each."""
     sides, unit = _pixel(spec.georeference)
+    units, offset = (unit, unit), (0.0, 0.0)
+    if spec.label is not None:  # over its image, and nowhere else
+        sides, units, offset = list(spec.label.scale), spec.label.units, spec.label.offset
     of_its_own = {"version": "0.4"} if spec.zarr_format == 2 else {}
     axes = [
         {"name": name, "type": "space"} | ({} if unit is None else {"unit": unit})
-        for name in ("y", "x")
+        for name, unit in zip(("y", "x"), units, strict=True)
     ]
     # The centre of a 2x2 majority pixel lies half a fine pixel further in than its first source.
     datasets = [
@@ -198,7 +202,13 @@ def _ome(spec: MaskSpec, pixels: Mapping[int, int]) -> Attributes:
             "path": path,
             "coordinateTransformations": [
                 {"type": "scale", "scale": [side * factor for side in sides]},
-                {"type": "translation", "translation": [side * (factor - 1) / 2 for side in sides]},
+                {
+                    "type": "translation",
+                    "translation": [
+                        first + side * (factor - 1) / 2
+                        for first, side in zip(offset, sides, strict=True)
+                    ],
+                },
             ],
         }
         for path, factor, _, _ in spec.levels
@@ -226,6 +236,7 @@ def _label(spec: MaskSpec, pixels: Mapping[int, int]) -> Attributes:
             | ({"area (pixels)": int(pixels[value])} if value in pixels else {})
             for value, name, _ in labels
         ],
+        **({} if spec.label is None else {"source": {"image": "../../"}}),
     }
 
 
@@ -245,6 +256,14 @@ def _probability(spec: MaskSpec) -> Attributes:
         "add_offset": 0.0,
         "channel_names": list(spec.channels),
     }
+
+
+def crs_keys(crs_wkt: str) -> Attributes:
+    """Return `proj:code` of a CRS, or `proj:wkt2` if nobody has given it a code."""
+    found = _authority(crs_wkt)
+    if found is None:
+        return {"proj:wkt2": _wkt2(crs_wkt)}
+    return {"proj:code": f"{found[0]}:{found[1]}"}
 
 
 def _authority(crs_wkt: str) -> tuple[str, str] | None:
@@ -286,11 +305,7 @@ def _geozarr(
     attributes: Attributes = {}
     if place.crs_wkt is not None:
         conventions = (*conventions, "proj")
-        found = _authority(place.crs_wkt)
-        if found is not None:
-            attributes["proj:code"] = f"{found[0]}:{found[1]}"
-        else:
-            attributes["proj:wkt2"] = _wkt2(place.crs_wkt)
+        attributes = crs_keys(place.crs_wkt)
     return {
         "zarr_conventions": [_convention(name) for name in (*conventions, "spatial")],
         **attributes,

@@ -56,9 +56,11 @@ def skeleton(spec: MaskSpec) -> Files:
         MemoryStore(memory), zarr_format=spec.zarr_format, attributes=root_attributes(spec)
     )
     for path, factor, height, width in spec.levels:
-        group = top if factor == 1 else top.create_group(f"ovr_{factor}x")
-        _pixels(spec, group, "mask", layouts[path], factor)
-        _coordinates(spec, group, spec.georeference.scaled(factor, factor), height, width)
+        folder, _, name = path.rpartition("/")
+        group = top.create_group(folder) if folder else top
+        _pixels(spec, group, name, layouts[path], factor)
+        if name == "mask":  # else it lies beside another level, which has them
+            _coordinates(spec, group, spec.georeference.scaled(factor, factor), height, width)
     if spec.channels:
         _pixels(spec, top, "prob", layouts["prob"], 1)
         planes = np.arange(len(spec.channels))

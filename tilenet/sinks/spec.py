@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from tilenet.classes import NODATA, ClassInfo
 from tilenet.geometry import Georeference
 
-__all__ = ["ArrayLayout", "Before", "Level", "MaskSpec", "ZarrFormat", "zarr_format_for"]
+__all__ = ["ArrayLayout", "Before", "LabelOf", "Level", "MaskSpec", "ZarrFormat", "zarr_format_for"]
 
 ZarrFormat = Literal[2, 3]
 Level = tuple[str, int, int, int]
@@ -53,6 +53,26 @@ class ArrayLayout:
 
 
 @dataclass(frozen=True, slots=True)
+class LabelOf:
+    """What a mask that is a label of an OME-Zarr image shares with that image.
+
+    Parameters
+    ----------
+    levels : int
+        Pyramid levels: OME demands as many of a label.
+    scale, offset : tuple of float
+        Size of a pixel and place of the first one's centre, (y, x), in `units`.
+    units : tuple of (str or None)
+        Of the axes y and x.
+    """
+
+    levels: int
+    scale: tuple[float, float]
+    offset: tuple[float, float]
+    units: tuple[str | None, str | None]
+
+
+@dataclass(frozen=True, slots=True)
 class MaskSpec:
     """Everything that is known of a mask before it is computed.
 
@@ -72,6 +92,8 @@ class MaskSpec:
         Storage format.
     title : str
         Shown by viewers.
+    label : LabelOf or None
+        The image that has this mask as a label; None for a mask of its own.
     """
 
     height: int
@@ -82,15 +104,24 @@ class MaskSpec:
     channels: tuple[str, ...] = ()
     zarr_format: ZarrFormat = 3
     title: str = "mask"
+    label: LabelOf | None = None
 
     @property
     def levels(self) -> list[Level]:
-        """(array path, factor, height, width) of each level, until one chunk holds it all."""
+        """(array path, factor, height, width) of each level, until one chunk holds it all.
+
+        A label has as many as its image, and all in one group, as OME's readers know them.
+        """
+        inner = "/mask" if self.label is None else ""
         path, factor, height, width = "mask", 1, self.height, self.width
         levels = [(path, factor, height, width)]
-        while max(height, width) > self.chunk:
+        while (
+            max(height, width) > self.chunk
+            if self.label is None
+            else len(levels) < self.label.levels
+        ):
             factor, height, width = factor * 2, (height + 1) // 2, (width + 1) // 2
-            levels.append((f"ovr_{factor}x/mask", factor, height, width))
+            levels.append((f"ovr_{factor}x{inner}", factor, height, width))
         return levels
 
     @property
