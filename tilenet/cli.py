@@ -193,9 +193,10 @@ def info(
 ) -> None:
     """Say what a raster, a mask or a model is."""
     from tilenet.info import describe
+    from tilenet.page import page
 
     found = describe(path)
-    _print(found if as_json else _page(found))
+    _print(found if as_json else page(str(path), found))
 
 
 @app.command()
@@ -214,23 +215,12 @@ def models(as_json: Json = False) -> None:
 def doctor(as_json: Json = False) -> None:
     """Check this machine: devices, backends, codecs, the batch contract."""
     from tilenet.info import examine
+    from tilenet.page import outline
 
     found = examine()
-    _print(found if as_json else _page(found))
+    _print(found if as_json else outline(found))
     if not found["ok"]:
         raise typer.Exit(4)
-
-
-def _page(document: dict[str, Any], indent: str = "") -> str:
-    """Return a document as aligned lines for a person."""
-    lines = []
-    for key, value in document.items():
-        if isinstance(value, dict):
-            lines += [f"{indent}{key}", _page(value, indent + "  ")]
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            lines.append(f"{indent}{key:<{24 - len(indent)}} {text}")
-    return "\n".join(lines)
 
 
 def _fail(error: TilenetError | InterruptError, arguments: list[str]) -> int:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tilenet.geometry import Affine6, Georeference
 
-__all__ = ["AreaUnit", "PixelArea", "metres_per_unit", "pixel_area"]
+__all__ = ["AreaUnit", "PixelArea", "metres_per_unit", "pixel_area", "sides_on_ellipsoid"]
 
 AreaUnit = Literal["mm2", "ha"]
 
@@ -95,37 +95,67 @@ def _areas_on_ellipsoid(
     crs_wkt: str, transform: Affine6, shape: tuple[int, int]
 ) -> NDArray[np.float64] | None:
     """Return m² of a pixel at 3 × 3 places of the raster; None where PROJ does not tell."""
+    down, right = _pixel_vectors(crs_wkt, transform, shape)
+    areas = np.abs(right[0] * down[1] - down[0] * right[1])
+    return areas if np.isfinite(areas).all() and (areas > 0).all() else None
+
+
+def sides_on_ellipsoid(
+    crs_wkt: str, transform: Affine6, shape: tuple[int, int]
+) -> tuple[float, float] | None:
+    """Return the height and width in m of the pixel in the middle; None if PROJ does not tell.
+
+    Parameters
+    ----------
+    crs_wkt : str
+        CRS of the grid.
+    transform : tuple of 6 float
+        Its affine.
+    shape : (int, int)
+        Its height and width in pixels.
+    """
+    down, right = (float(np.hypot(*v)[4]) for v in _pixel_vectors(crs_wkt, transform, shape))
+    return (down, right) if math.isfinite(down + right) else None
+
+
+def _pixel_vectors(
+    crs_wkt: str, transform: Affine6, shape: tuple[int, int]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the steps of one row and of one column at 3 × 3 places, (2, 9): m east, m north."""
     rows, cols = (np.array([0.0, 0.5, 1.0]) * n for n in shape)
     row, col = (grid.ravel() for grid in np.meshgrid(rows, cols, indexing="ij"))
     height, width = (max(1.0, n / _STEP) for n in shape)
-    below, above = (_lonlat(crs_wkt, transform, row + s * height / 2, col) for s in (1, -1))
-    right, left = (_lonlat(crs_wkt, transform, row, col + s * width / 2) for s in (1, -1))
-    (lon_row, lat_row), (lon_col, lat_col) = below - above, right - left
-    # Across the date line the longitude jumps by a turn.
-    lon_row, lon_col = ((d + math.pi) % (2 * math.pi) - math.pi for d in (lon_row, lon_col))
-    lat = (below[1] + above[1]) / 2
-    e2 = _WGS84_ECCENTRICITY_SQUARED
-    bend = 1 - e2 * np.sin(lat) ** 2
-    # The radii of the meridian and of the prime vertical.
-    square = _WGS84_AXIS**2 * (1 - e2) / bend**2
-    turned = np.abs(lon_col * lat_row - lon_row * lat_col) / (height * width)
-    areas = np.asarray(square * np.cos(lat) * turned, np.float64)
-    return areas if np.isfinite(areas).all() and (areas > 0).all() else None
+    steps = []
+    for rise, run in ((height, 0.0), (0.0, width)):
+        before, after = (
+            _lonlat(crs_wkt, transform, row + s * rise / 2, col + s * run / 2) for s in (-1, 1)
+        )
+        lon, lat = after - before
+        lon = (lon + math.pi) % (2 * math.pi) - math.pi  # it jumps by a turn at the date line
+        middle = (after[1] + before[1]) / 2
+        bend = 1 - _WGS84_ECCENTRICITY_SQUARED * np.sin(middle) ** 2
+        # The radii of the prime vertical and of the meridian.
+        east = lon * np.cos(middle) * _WGS84_AXIS / np.sqrt(bend)
+        north = lat * _WGS84_AXIS * (1 - _WGS84_ECCENTRICITY_SQUARED) / bend**1.5
+        steps.append(np.array([east, north]) / (rise + run))
+    return steps[0], steps[1]
 
 
 def _lonlat(
     crs_wkt: str, transform: Affine6, row: NDArray[np.float64], col: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Return longitudes and latitudes of pixel corners, (2, n) radians; NaN where there is none."""
+    from rasterio import Env
+    from rasterio._err import CPLE_BaseError
     from rasterio.crs import CRS
     from rasterio.errors import RasterioError
     from rasterio.warp import transform as project
 
     a, b, c, d, e, f = transform
+    xs, ys = a * col + b * row + c, d * col + e * row + f
     try:
-        lon, lat = project(
-            CRS.from_wkt(crs_wkt), CRS.from_epsg(4326), a * col + b * row + c, d * col + e * row + f
-        )
-    except (RasterioError, ValueError):
+        with Env():  # otherwise GDAL complains on stderr
+            lon, lat = project(CRS.from_wkt(crs_wkt), CRS.from_epsg(4326), xs, ys)
+    except (CPLE_BaseError, RasterioError, ValueError):  # a CRS of Mars, say
         return np.full((2, len(row)), np.nan)
     return np.radians(np.array([lon, lat], np.float64))
