@@ -19,6 +19,7 @@ from tilenet import __version__, cli_evaluate, cli_mask, cli_train
 from tilenet.console import complain as _complain
 from tilenet.console import show as _print
 from tilenet.console import split_numbers as _numbers
+from tilenet.console import tell as _tell
 from tilenet.errors import InterruptError, TilenetError
 from tilenet.memory import return_large_arrays
 from tilenet.stops import stopping_on_signals
@@ -145,6 +146,9 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         bool | None, typer.Option("--insecure-cluster", help="Take tcp:// beyond this machine.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and estimate only.")] = False,
+    csv: Annotated[
+        Path | None, typer.Option(help="Write pixels and area per input and class here too.")
+    ] = None,
     as_json: Json = False,
     config: Annotated[Path | None, typer.Option(help="Options from a TOML file.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
@@ -177,14 +181,21 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         _print(document if as_json else json.dumps(document["estimate"], indent=1))
         raise typer.Exit(7 if any("error" in one for one in estimates) else 0)
     from tilenet.progress import ProgressBar
+    from tilenet.summary import check_csv, lines, write_csv
 
+    if csv is not None:
+        check_csv(csv)
     with ProgressBar() as bar:
         result = api.predict(inputs, out, options, bar)
+    if csv is not None:
+        write_csv(result, csv)
     if as_json:
         _print(result.as_dict() if several else result.runs[0].as_dict())
     else:
         for one in result.runs:
             _print(one.output)
+        for line in lines(result):
+            _tell(line)
     for failure in result.failed[:_MAX_LISTED]:
         _complain(failure.error)
     if result.failed and several:
@@ -205,9 +216,10 @@ def info(
 ) -> None:
     """Say what a raster, a mask or a model is."""
     from tilenet.info import describe
+    from tilenet.page import page
 
     found = describe(path)
-    _print(found if as_json else _page(found))
+    _print(found if as_json else page(str(path), found))
 
 
 @app.command()
@@ -226,23 +238,12 @@ def models(as_json: Json = False) -> None:
 def doctor(as_json: Json = False) -> None:
     """Check this machine: devices, backends, codecs, the batch contract."""
     from tilenet.info import examine
+    from tilenet.page import outline
 
     found = examine()
-    _print(found if as_json else _page(found))
+    _print(found if as_json else outline(found))
     if not found["ok"]:
         raise typer.Exit(4)
-
-
-def _page(document: dict[str, Any], indent: str = "") -> str:
-    """Return a document as aligned lines for a person."""
-    lines = []
-    for key, value in document.items():
-        if isinstance(value, dict):
-            lines += [f"{indent}{key}", _page(value, indent + "  ")]
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            lines.append(f"{indent}{key:<{24 - len(indent)}} {text}")
-    return "\n".join(lines)
 
 
 def _fail(error: TilenetError | InterruptError, arguments: list[str]) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tilenet.errors import InputError, UsageError, one_line
 
-__all__ = ["complain", "show", "split_numbers", "telling_problems"]
+__all__ = ["complain", "show", "split_numbers", "tell", "telling_problems"]
 
 _MAX_LISTED = 50
 
@@ -25,6 +25,11 @@ def show(result: str | dict[str, Any]) -> None:
 def complain(message: str) -> None:
     """Write one line of error on stderr."""
     sys.stderr.write(f"tilenet: error: {one_line(message)}\n")
+
+
+def tell(line: str) -> None:
+    """Write one line for a person on stderr."""
+    sys.stderr.write(line.encode(errors="backslashreplace").decode() + "\n")
 
 
 def split_numbers[T](text: str | None, kind: type[T], flag: str) -> tuple[T, ...] | None:

@@ -12,65 +12,16 @@ from typing import Any
 import rasterio
 
 import tilenet
+from tilenet.description import describe_file, describe_raster, describe_store
 from tilenet.engine.document import read_sidecar
 from tilenet.errors import InputError, ModelError
 from tilenet.models.card import ModelCard
 from tilenet.models.contract import keeps_batch_contract
 from tilenet.models.session import choose, cores, cpu_flags, network_shape, open_session
 from tilenet.models.store import BUNDLED, ModelFiles, bundled_models, cache_folder, find_model
-from tilenet.sinks import documents, open_store, warnings_for
-from tilenet.sources import open_raster
-from tilenet.strangers import exists, parse_json
+from tilenet.strangers import exists
 
 __all__ = ["describe", "examine", "list_models"]
-
-
-def _describe_mask(path: Path) -> dict[str, Any]:
-    store = open_store(path)
-    spec = store.spec
-    kept = documents(path)
-    plan = parse_json(kept["plan"]) if "plan" in kept else {}
-    readers = ["xarray", "zarr", "ome-zarr", "napari"]
-    readers += ["GDAL ≥ 3.10", "QuPath"] if spec.zarr_format == 2 else ["GDAL ≥ 3.12"]
-    return {
-        "kind": "mask",
-        "complete": bool(kept),
-        "width": spec.width,
-        "height": spec.height,
-        "levels": len(spec.levels),
-        "zarr_format": spec.zarr_format,
-        "classes": {str(c.id): c.name for c in spec.classes},
-        "pixels": plan.get("pixels", {}),
-        "probabilities": list(spec.channels),
-        "crs": spec.georeference.crs_wkt,
-        "transform": spec.georeference.transform,
-        "mpp": spec.georeference.mpp,
-        "opens_in": readers,
-        "not_seen": warnings_for(spec),
-        "made_by": plan,
-    }
-
-
-def _describe_file(path: Path, plan: dict[str, Any]) -> dict[str, Any]:
-    """Describe a one-file mask by its header and the document beside it."""
-    found = open_raster(path, checked=False).info
-    names = plan.get("identity", {}).get("classes", [])
-    readers = ["GDAL", "QGIS", "rasterio", "rioxarray"] if found.driver == "GTiff" else ["any"]
-    return {
-        "kind": "mask",
-        "complete": plan.get("size") == path.stat().st_size,
-        "width": found.width,
-        "height": found.height,
-        "levels": len(found.levels),
-        "driver": found.driver,
-        "classes": {str(k): name for k, name in enumerate(names)},
-        "pixels": plan.get("pixels", {}),
-        "crs": found.georeference.crs_wkt,
-        "transform": found.georeference.transform,
-        "mpp": found.georeference.mpp,
-        "opens_in": readers,
-        "made_by": plan,
-    }
 
 
 def _describe_model(files: ModelFiles) -> dict[str, Any]:
@@ -89,47 +40,6 @@ def _describe_model(files: ModelFiles) -> dict[str, Any]:
     }
 
 
-def _describe_raster(path: Path) -> dict[str, Any]:
-    found = open_raster(path, checked=False).info
-    place = found.georeference
-    bounds = None
-    if place.transform is not None:
-        corners = [
-            (
-                place.transform[0] * x + place.transform[1] * y + place.transform[2],
-                place.transform[3] * x + place.transform[4] * y + place.transform[5],
-            )
-            for x in (0, found.width)
-            for y in (0, found.height)
-        ]
-        xs, ys = zip(*corners, strict=True)
-        bounds = [min(xs), min(ys), max(xs), max(ys)]
-    fitting = [
-        name for name in bundled_models()
-        if find_model(name, None, {}).card.band_count == len(found.bands)
-    ]  # fmt: skip
-    return {
-        "kind": "raster",
-        "driver": found.driver,
-        "width": found.width,
-        "height": found.height,
-        "bands": found.count,
-        "image_bands": list(found.bands),
-        "dtype": found.stored_dtype,
-        "levels": [list(size) for size in found.levels],
-        "native_block": list(found.native_block),
-        "nodata": list(found.nodata),
-        "validity": found.validity,
-        "crs": place.crs_wkt,
-        "transform": place.transform,
-        "bounds": bounds,
-        "gcps": len(place.gcps),
-        "mpp": place.mpp,
-        "files": list(found.files),
-        "models_that_fit": fitting,
-    }
-
-
 def describe(path: Path) -> dict[str, Any]:
     """Return what a raster, a mask or a model is.
 
@@ -145,9 +55,20 @@ def describe(path: Path) -> dict[str, Any]:
     if path.suffix.lower() == ".onnx" or (path / "config.json").is_file():
         return _describe_model(find_model(str(path), None, {}))
     if path.is_dir():
-        return _describe_mask(path)
+        return _describe_folder(path)
     made_by = read_sidecar(path)
-    return _describe_raster(path) if made_by is None else _describe_file(path, made_by)
+    return describe_raster(path) if made_by is None else describe_file(path, made_by)
+
+
+def _describe_folder(path: Path) -> dict[str, Any]:
+    """Describe a mask of ours, or an image that is a folder."""
+    try:
+        return describe_store(path)
+    except InputError as not_ours:
+        try:
+            return describe_raster(path)
+        except InputError:
+            raise not_ours from None
 
 
 def list_models() -> list[dict[str, Any]]:

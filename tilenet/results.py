@@ -12,6 +12,7 @@ from tilenet.engine.journal import Invalid
 from tilenet.engine.meter import Meter
 from tilenet.engine.plan import Plan
 from tilenet.errors import InvalidError
+from tilenet.ground import AreaUnit, pixel_area
 
 __all__ = ["ClassPixels", "Failure", "PredictResult", "RunResult", "run_result"]
 
@@ -30,11 +31,24 @@ class ClassPixels:
         Its name.
     pixels : int
         How many.
+    area : float or None
+        Of all these pixels, in `area_unit`; None where the grid does not tell.
+    area_unit : {"mm2", "ha"} or None
+        Square millimetres of a slide, hectares of a map.
     """
 
     id: int
     name: str
     pixels: int
+    area: float | None = None
+    area_unit: AreaUnit | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the entry of the JSON: with ``area_mm2`` or ``area_ha``, where it is known."""
+        entry: dict[str, Any] = {"id": self.id, "name": self.name, "pixels": self.pixels}
+        if self.area is not None:
+            entry[f"area_{self.area_unit}"] = self.area
+        return entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +120,7 @@ class RunResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON document of one run."""
-        return asdict(self)
+        return asdict(self) | {"classes": [one.as_dict() for one in self.classes]}
 
     def failure(self) -> Failure | None:
         """Return what is wrong with the mask in words, None if nothing is."""
@@ -165,7 +179,8 @@ class PredictResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON document of several runs."""
-        return asdict(self) | {"exit_code": self.exit_code}
+        runs = [run.as_dict() for run in self.runs]
+        return asdict(self) | {"runs": runs, "exit_code": self.exit_code}
 
 
 def run_result(
@@ -196,9 +211,7 @@ def run_result(
         complete=True,
         width=plan.raster.width,
         height=plan.raster.height,
-        classes=tuple(
-            ClassPixels(c.id, c.name, done.pixels.get(c.id, 0)) for c in plan.spec.classes
-        ),
+        classes=_classes(plan, done),
         nodata_pixels=done.pixels.get(NODATA, 0),
         pixels=pixels,
         tile=rows.tile,
@@ -230,3 +243,15 @@ def run_result(
         input=plan.raster.path,
         files=plan.raster.files,
     )
+
+
+def _classes(plan: Plan, done: Finished) -> tuple[ClassPixels, ...]:
+    spec = plan.spec
+    one = pixel_area(spec.georeference, spec.height, spec.width)
+    found = []
+    for c in spec.classes:
+        pixels = done.pixels.get(c.id, 0)
+        # Twelve digits: the rest is the rounding of a product, and a table is to be read.
+        area = None if one is None else float(f"{pixels * one.value:.12g}")
+        found.append(ClassPixels(c.id, c.name, pixels, area, None if one is None else one.unit))
+    return tuple(found)
