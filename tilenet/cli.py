@@ -282,6 +282,8 @@ def run(arguments: list[str]) -> int:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    # Where a run ends in the middle of reading, it would list what zarr had under way.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     return_large_arrays()
     watch_reads(lambda error: _end(error, arguments))
     try:

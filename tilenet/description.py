@@ -16,15 +16,15 @@ from tilenet.place import describe_place
 from tilenet.sinks import documents, open_store, warnings_for
 from tilenet.sinks.readers import readers_of
 from tilenet.sources import RasterInfo, open_raster
-from tilenet.sources.header import DRIVERS, environment, open_dataset
+from tilenet.sources.gdal import DRIVERS, environment, open_dataset
 from tilenet.strangers import parse_json
 
 __all__ = ["describe_file", "describe_raster", "describe_store"]
 
 Document = dict[str, Any]
 
-_CLOSE = 1.25
-"""Resolutions whose ratio is at most this are one to a network."""
+_ENLARGED = 2.0
+"""A raster may be so many times coarser than what a network was trained at."""
 
 
 def describe_raster(path: Path) -> Document:
@@ -67,6 +67,9 @@ def _file(found: RasterInfo) -> Document:
             for downsample in [max(found.levels[0][0] / height, found.levels[0][1] / width)]
         ],
         "native_block": list(found.native_block),
+        "band_names": list(found.names),
+        "planes": dict(found.planes),
+        "notes": list(found.notes),
     }
     return document | (_ask_gdal(found.path) if found.driver in DRIVERS else {})
 
@@ -125,11 +128,9 @@ def _misfit(found: RasterInfo, card: ModelCard) -> str | None:
         wanted, there = card.ground_resolution, max(about["metres"] or (about["y"], about["x"]))
     else:
         return None  # it has no resolution, or the raster has none: nothing speaks against it
-    downsamples = [found.levels[0][1] / width for _, width in found.levels]
-    ratios = [there * downsample / wanted for downsample in downsamples]
-    if any(1 / _CLOSE <= ratio <= _CLOSE for ratio in ratios):
+    if there <= _ENLARGED * wanted:
         return None
-    return f"it was trained at {wanted:g} a pixel, here is {there:g}, and no level is near"
+    return f"it was trained at {wanted:g} a pixel, here is {there:g}: too coarse"
 
 
 def describe_store(path: Path) -> Document:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -221,6 +222,9 @@ def _making_room(out: Path, *, overwrite: bool) -> Iterator[None]:
         raise
 
 
+_BUSY = {errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY, errno.EACCES, errno.EPERM, errno.EXDEV}
+
+
 def publish(store: Path, out: Path, *, overwrite: bool, label: bool = False) -> None:
     """Give a finished store its final name; a label of an image goes into its list then."""
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -228,6 +232,8 @@ def publish(store: Path, out: Path, *, overwrite: bool, label: bool = False) -> 
         try:
             durable.rename(store, out)
         except OSError as error:
+            if error.errno not in _BUSY:
+                raise
             raise OutputError(f"cannot be renamed: {error.strerror}", out, "is it busy?") from error
         if label:
             enlist(out, run_folder(out))

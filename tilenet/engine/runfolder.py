@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from tilenet.errors import OutputError, ResourceError
@@ -144,7 +145,10 @@ def remove_run_folder(folder: Path) -> None:
             elif path.name != LOCK:
                 path.unlink()
         (folder / LOCK).unlink(missing_ok=True)
-        with suppress(OSError):
+        try:
             folder.rmdir()
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                raise
     except OSError as error:
         raise ResourceError(f"cannot be removed: {error.strerror}", folder, "remove it") from error

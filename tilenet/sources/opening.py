@@ -69,7 +69,7 @@ def open_raster(
     except InputError as error:
         if "codec" not in str(error):
             raise
-        found = (slide if slide.detects(name) else tiff).find(name, view)
+        found = (slide if slide.detects(name) else tiff).find(name, view, checked=checked)
         return Raster(settled(found, view), open_handle)
     return _by_gdal(name, dataset, view, checked=checked, keep_open=keep_open)
 
@@ -84,7 +84,7 @@ def _dataset(name: str) -> Any:
         ) from error
 
 
-def _other_reader(name: str, dataset: Any) -> Callable[[str, View], Found] | None:
+def _other_reader(name: str, dataset: Any) -> Callable[..., Found] | None:
     """Return who reads a file that GDAL can open better than GDAL does, None if nobody."""
     if dataset.driver != "GTiff" or dataset.crs or not dataset.transform.is_identity:
         return None
@@ -101,7 +101,7 @@ def _by_gdal(name: str, dataset: Any, view: View, *, checked: bool, keep_open: b
         with gdal.environment():
             other = _other_reader(name, dataset)
             if other is not None:
-                return Raster(settled(other(name, view), view), open_handle)
+                return Raster(settled(other(name, view, checked=checked), view), open_handle)
             info = settled(gdal.find(name, dataset, view, checked=checked), view)
         kept = keep_open and info.level == 0
         return Raster(info, open_handle, gdal.GdalHandle(info, dataset) if kept else None)

@@ -62,6 +62,8 @@ class RasterInfo:
         How the grid follows from the level; None if they are the same.
     plane : tuple of (str, int)
         Index of each further axis (z, t, …) of a stack.
+    planes : tuple of (str, int)
+        How many there are on each of these axes.
     view : View
         What was asked for: opens the raster again.
     notes : tuple of str
@@ -89,6 +91,7 @@ class RasterInfo:
     georeference: Georeference
     resampling: Resampling | None
     plane: tuple[tuple[str, int], ...]
+    planes: tuple[tuple[str, int], ...]
     view: View
     notes: tuple[str, ...]
     files: tuple[str, ...]
@@ -106,7 +109,7 @@ class Found:
 
     Parameters
     ----------
-    path, driver, bands, count, names, stored_dtype, levels, nodata, validity, files, plane
+    path, driver, bands, count, names, stored_dtype, levels, nodata, validity, files, plane, planes
         As in `RasterInfo`.
     georeference : Georeference
         Of the full resolution.
@@ -132,6 +135,7 @@ class Found:
     native_block: Callable[[int], tuple[int, int]]
     files: tuple[str, ...]
     plane: tuple[tuple[str, int], ...] = ()
+    planes: tuple[tuple[str, int], ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -172,6 +176,7 @@ def settled(found: Found, view: View) -> RasterInfo:
         georeference=chosen.georeference,
         resampling=chosen.resampling,
         plane=found.plane,
+        planes=found.planes,
         view=view,
         notes=found.notes + chosen.notes,
         files=found.files,

@@ -27,18 +27,40 @@ def band_count(axes: str, shape: tuple[int, ...]) -> int:
     return math.prod(size for axis, size in axis_sizes(axes, shape).items() if axis in BAND_AXES)
 
 
+def plane_counts(axes: str, shape: tuple[int, ...]) -> tuple[tuple[str, int], ...]:
+    """Return the size of every axis that is neither a band nor y nor x."""
+    sizes = axis_sizes(axes, shape)
+    return tuple((axis, size) for axis, size in sizes.items() if axis not in BAND_AXES + "yx")
+
+
 def chosen_plane(
-    axes: str, shape: tuple[int, ...], asked: tuple[tuple[str, int], ...], path: str
+    axes: str,
+    shape: tuple[int, ...],
+    asked: tuple[tuple[str, int], ...],
+    path: str,
+    *,
+    required: bool = True,
 ) -> tuple[tuple[str, int], ...]:
     """Return the index of every axis that is neither a band nor y nor x.
+
+    Parameters
+    ----------
+    axes, shape
+        Of the stack.
+    asked : tuple of (str, int)
+        What the user chose.
+    path : str
+        For errors.
+    required : bool
+        Whether it is an error that an axis of several planes was not chosen on; else its first.
 
     Raises
     ------
     InputError
         An axis has several planes and none was chosen, or there is no such plane or axis.
     """
-    others = {a: n for a, n in axis_sizes(axes, shape).items() if a not in BAND_AXES + "yx"}
-    plane = {axis: 0 for axis, size in others.items() if size == 1}
+    others = dict(plane_counts(axes, shape))
+    plane = {axis: 0 for axis, size in others.items() if size == 1 or not required}
     for axis, index in asked:
         if axis not in others:
             known = ", ".join(others) or "none"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tilenet.errors import InputError, UsageError
 from tilenet.geometry import Georeference, Window
 from tilenet.sources.rasterinfo import AS_READ, CONVERTED, Found, RasterInfo, chosen_bands
-from tilenet.sources.stack import StackHandle, band_count, chosen_plane
+from tilenet.sources.stack import StackHandle, band_count, chosen_plane, plane_counts
 from tilenet.sources.view import View
 
 __all__ = ["TiffHandle", "find", "is_stack"]
@@ -104,19 +104,19 @@ def _native_block(series: Any, path: str, axes: str, level: int) -> tuple[int, i
     return int(height), int(width)
 
 
-def find(path: str, view: View) -> Found:
+def find(path: str, view: View, *, checked: bool = True) -> Found:
     """Return what a TIFF says of itself, of its first series.
 
     Raises
     ------
     InputError
-        tifffile does not read it, it is no picture, or a plane must be chosen.
+        tifffile does not read it, it is no picture, or a plane must be chosen (where `checked`).
     UsageError
         The extra is not installed.
     """
     with Path(path).open("rb") as raw, _open(path, raw) as file:
         try:
-            return _find(path, file, view)
+            return _find(path, file, view, checked=checked)
         except InputError:
             raise
         except Exception as error:  # whatever strange bytes raise inside
@@ -125,12 +125,13 @@ def find(path: str, view: View) -> Found:
             ) from error
 
 
-def _find(path: str, file: Any, view: View) -> Found:
+def _find(path: str, file: Any, view: View, *, checked: bool) -> Found:
     series = file.series[0]
     axes, shape = _axes(series, path), series.shape
     count = band_count(axes, shape)
     bands = chosen_bands(view.bands, tuple(range(1, count + 1)), count, path)
-    _check_dtype(str(series.dtype), path)
+    if checked:
+        _check_dtype(str(series.dtype), path)
     levels = tuple(
         (one.shape[_axes(one, path).index("y")], one.shape[_axes(one, path).index("x")])
         for one in series.levels
@@ -153,7 +154,8 @@ def _find(path: str, file: Any, view: View) -> Found:
         metres=None,
         native_block=partial(_at, blocks),
         files=(path,),
-        plane=chosen_plane(axes, shape, view.plane, path),
+        plane=chosen_plane(axes, shape, view.plane, path, required=checked),
+        planes=plane_counts(axes, shape),
         notes=notes,
     )
 
