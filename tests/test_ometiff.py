@@ -13,6 +13,7 @@ import zarr
 from rasters import picture, write_tif
 
 from tilenet import mask_api
+from tilenet.analysis.evaluate import find_pairs
 from tilenet.api import predict
 from tilenet.classes import ClassInfo
 from tilenet.config import PredictConfig
@@ -206,3 +207,19 @@ def test_without_the_extra(cli, models, tmp_path, monkeypatch):
 ])  # fmt: skip
 def test_the_longest_ending_counts(tmp_path, name, format_):
     assert format_of(tmp_path / name) == format_
+
+
+def test_evaluate_pairs_it_with_the_truth(tmp_path):
+    for path in (tmp_path / "pred/a.ome.tif", tmp_path / "truth/a.png"):
+        path.parent.mkdir()
+        path.touch()
+    pair = ("a", tmp_path / "pred/a.ome.tif", tmp_path / "truth/a.png")
+    assert find_pairs(tmp_path / "pred", tmp_path / "truth") == [pair]
+
+
+def test_a_place_on_a_map_is_missed(cli, models, tmp_path):
+    source = write_tif(tmp_path / "a.tif", picture(100, 90), georeferenced=True)
+    options = ["--model", models / "conv.onnx", "--tile", 64, "--block", 64, "--chunk", 64]
+    done = cli("predict", source, "--out", tmp_path / "x.ome.tif", *options)
+    assert done.code == 0
+    assert done.err.count("no place on a map") == 1

@@ -155,7 +155,7 @@ def _exact(workload: Workload, folder: Path, *, share: int, failures: list[str])
         remove(out)
         return f"{suffix}, {point}: {problem}" if problem else ""
 
-    for suffix in (".zarr", ".tif"):
+    for suffix in (".zarr", ".tif", ".ome.tif"):
         workload.undisturbed(f"undisturbed{suffix}")
         counts = points_of(workload, folder / f"count{suffix[1:]}" / f"mask{suffix}")
         chosen = [
@@ -215,7 +215,7 @@ def _stop(
 
 
 def run(folder: Path, *, long: bool) -> Outcome:
-    """Try 10 kills in a row, 12 exact ones and 6 stops; long: 100, every one, and 100."""
+    """Try 10 kills in a row, 18 exact ones and 6 stops; long: 100, every one, and 100."""
     dice = random.Random(1)
     tiny, real = Workload.at(folder / "tiny"), Workload.at(folder / "real", real=True)
     failures: list[str] = []

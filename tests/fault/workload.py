@@ -147,7 +147,7 @@ class Workload:
         left = [path.name for path in out.parent.glob(f".{out.name}.*")]
         if left:
             return f"left behind: {', '.join(left)}"
-        want = self.undisturbed(f"undisturbed{out.suffix}")
+        want = self.undisturbed(f"undisturbed{''.join(out.suffixes)}")
         return "" if digest(out) == want else "other bytes"
 
     def undisturbed(self, name: str = "undisturbed.zarr") -> str:

@@ -134,7 +134,7 @@ def find_pairs(pred: Path, truth: Path) -> list[tuple[str, Path, Path]]:
     def masks(folder: Path) -> dict[str, Path]:
         found = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in (SUFFIXES | {".zarr"})]
         inside = [p for p in found if not any(q.suffix == ".zarr" for q in p.parents)]
-        return {mask_stem(p): p for p in inside}
+        return {mask_stem(p).removesuffix(".ome"): p for p in inside}  # a.ome.tif is a's mask
 
     wanted, given = masks(truth), masks(pred)
     lonely = sorted(set(given) - set(wanted))

@@ -221,7 +221,7 @@ def _describe(spec: MaskSpec) -> bytes:
     sizes = {"X": spec.width, "Y": spec.height, "Z": 1, "C": 1, "T": 1}
     attributes = {f"Size{axis}": str(size) for axis, size in sizes.items()}
     if spec.georeference.mpp is not None:
-        for axis, side in zip("YX", spec.georeference.mpp, strict=True):
+        for axis, side in zip("XY", reversed(spec.georeference.mpp), strict=True):
             attributes[f"PhysicalSize{axis}"] = repr(float(side))
             attributes[f"PhysicalSize{axis}Unit"] = "µm"
     pixels = ET.SubElement(
