@@ -18,7 +18,7 @@ from tilenet.lattice import Axis, Lattice
 from tilenet.models.session import NetworkShape, Setup
 from tilenet.models.store import ModelFiles
 from tilenet.sinks import MaskSpec, zarr_format_for
-from tilenet.sources import CACHE_BYTES, RasterInfo
+from tilenet.sources import CACHE_BYTES, Area, RasterInfo
 
 __all__ = [
     "SUFFIXES",
@@ -153,6 +153,8 @@ class Plan:
         Whether a native block that cannot be read ends the run.
     read_timeout : float
         Seconds after which a read counts as stuck.
+    area : Area or None
+        Where the work matters; None: everywhere.
     """
 
     raster: RasterInfo
@@ -168,6 +170,7 @@ class Plan:
     skip_nodata: bool
     strict: bool = False
     read_timeout: float = 600.0
+    area: Area | None = None
 
     @property
     def decision(self) -> Decision:
@@ -216,6 +219,7 @@ class Plan:
             "resampling": None if grid is None else [*grid.step, *grid.size],
             "source_mpp": self.raster.view.source_mpp,
             "plane": [list(one) for one in self.raster.plane],
+            "area": None if self.area is None else self.area.sha256,
             "model": self.model.sha256,
             "classes": [c.name for c in card.class_infos()],
             "threshold": card.threshold,
@@ -276,6 +280,7 @@ def make_plan(
     setup: Setup,
     config: PredictConfig,
     output: Format,
+    area: Area | None = None,
 ) -> Plan:
     """Make the plan of one raster.
 
@@ -320,4 +325,5 @@ def make_plan(
         skip_nodata=config.skip_nodata,
         strict=config.strict,
         read_timeout=config.read_timeout,
+        area=area,
     )
