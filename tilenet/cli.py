@@ -107,6 +107,12 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     ] = None,
     plane: Annotated[str | None, typer.Option(help="Plane of a stack, as in z=3,t=0.")] = None,
     bands: Annotated[str | None, typer.Option(help="Bands from 1, as in 4,3,2.")] = None,
+    aoi: Annotated[
+        Path | None, typer.Option(help="Polygons outside which nothing is done.", readable=False)
+    ] = None,
+    within: Annotated[
+        str | None, typer.Option(help="none (default), auto (tissue, data), or a mask's FILE.")
+    ] = None,
     threshold: Annotated[
         float | None, typer.Option(help="Score from which a class counts.")
     ] = None,
@@ -163,7 +169,7 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         "overlap": overlap, "blend": blend, "batch_size": batch_size, "device": device,
         "backend": backend, "precision": precision, "level": level, "mpp": mpp,
         "resolution": resolution, "source_mpp": source_mpp, "plane": plane,
-        "bands": _numbers(bands, int, "--bands"),
+        "bands": _numbers(bands, int, "--bands"), "aoi": aoi, "within": within,
         "threshold": threshold, "probabilities": probabilities, "format": format,
         "zarr_format": zarr_format, "scheduler": scheduler, "block": block, "chunk": chunk,
         "stac": stac,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -38,6 +39,14 @@ def _plane(value: Any) -> Any:
     return tuple((axis.lower(), int(index)) for axis, _, index in pairs)
 
 
+def _absolute(value: Path) -> Path:
+    return value.absolute()  # a worker may stand elsewhere
+
+
+def _within(value: str) -> str:
+    return value if value in ("none", "auto") else str(Path(value).absolute())
+
+
 class PredictConfig(BaseModel):
     """Options of predict, named as on the command line.
 
@@ -65,6 +74,10 @@ class PredictConfig(BaseModel):
         Index of each further axis of a stack, as in ``z=3,t=0``.
     bands : tuple of int or None
         Bands from 1.
+    aoi : Path or None
+        Polygons outside which nothing is done.
+    within : str
+        "none", "auto" (tissue, or what has data), or a mask outside whose pixels nothing is done.
     threshold : float or None
         Beats the card's.
     probabilities : bool
@@ -112,6 +125,8 @@ class PredictConfig(BaseModel):
     source_mpp: Annotated[FiniteFloat, Field(gt=0)] | None = None
     plane: Annotated[tuple[tuple[str, int], ...], BeforeValidator(_plane)] = ()
     bands: tuple[int, ...] | None = None
+    aoi: Annotated[Path, AfterValidator(_absolute)] | None = None
+    within: Annotated[str, Field(min_length=1), AfterValidator(_within)] = "none"
     threshold: FiniteFloat | None = None
     probabilities: bool = False
     format: Literal["zarr", "cog", "png", "ome-tiff"] | None = None

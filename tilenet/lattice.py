@@ -193,6 +193,13 @@ class Lattice:
         row, col = self.position(block)
         return self.rows.tiles(row), self.cols.tiles(col)
 
+    def tile_window(self, row: int, col: int) -> Window:
+        """Return the raster pixels of the tile at a row and column of tiles."""
+        height, width = self.tile_shape
+        return Window(self.rows.origin(row), self.cols.origin(col), height, width).intersection(
+            Window(0, 0, self.rows.size, self.cols.size)
+        )
+
     def reach(self, block: int) -> Window:
         """Return the raster pixels that a block's own tiles cover; empty if it owns none."""
         row, col = self.position(block)

@@ -159,10 +159,7 @@ class BlockJob:
 
     def _tile_window(self, part: _Part) -> Window:
         """Return a tile's pixels within the raster."""
-        height, width = self._lattice.tile_shape
-        return Window(part.row, part.col, height, width).intersection(
-            Window(0, 0, self._lattice.rows.size, self._lattice.cols.size)
-        )
+        return self._lattice.tile_window(*part.number)
 
     def _kept(self, part: _Part) -> bool:
         if self._valid is None:

@@ -73,6 +73,8 @@ def _check_unchanged(plan: Plan) -> None:
             "run again with --overwrite once it is at rest",
             code=3,
         )
+    if plan.area is not None:
+        plan.area.check()
 
 
 def run_large(

@@ -36,7 +36,7 @@ from tilenet.geometry import Window
 from tilenet.models.session import NetworkShape, Setup
 from tilenet.models.store import ModelFiles
 from tilenet.sinks import MaskStore, read_image
-from tilenet.sources import Raster, RasterInfo, View, open_raster
+from tilenet.sources import Raster, RasterInfo, View, area_of, open_raster
 from tilenet.watchdog import watched
 
 __all__ = ["Job", "PackItem", "Request", "open_job", "pack_task", "plan_for"]
@@ -177,6 +177,8 @@ def plan_for(info: RasterInfo, job: Job, request: Request, *, named: bool) -> tu
     ------
     ModelError, UsageError
         The raster does not fit.
+    InputError
+        The area does not read, or lies elsewhere.
     """
     config = request.config
     if named:
@@ -187,7 +189,9 @@ def plan_for(info: RasterInfo, job: Job, request: Request, *, named: bool) -> tu
     else:
         output = _format(info, config)
         out = job.out.with_name(job.out.name + _ENDINGS[output])
-    plan = make_plan(info, request.files, request.shape, request.setup, config, output)
+    with watched(info.path, config.read_timeout):
+        area = area_of(info, config.aoi, config.within)
+    plan = make_plan(info, request.files, request.shape, request.setup, config, output, area)
     return (plan if config.into is None else _as_label(plan, config, config.into)), out
 
 
@@ -238,7 +242,8 @@ def _forward(pack: list[_Loaded], request: Request, spans: Spans) -> None:
     for (dtype, shape), same in groupby(sorted(pack, key=_group), key=_group):
         session = session_for(request.files, request.setup, dtype)
         with spans.using(session.lock):
-            drive(session, [(one.block, session.load(one.pixels)) for one in same], shape)
+            jobs = [(one.block, session.load(one.pixels)) for one in same if one.block.parts]
+            drive(session, jobs, shape)
 
 
 def _write(
@@ -344,7 +349,7 @@ def pack_task(
         items.append(item)
         with _noting(item), closing(open_job(job, request)) as raster:
             plan, out = plan_for(raster.info, job, request, named=named)
-            item.plan, item.out = plan, out
+            item.plan, item.out, raster.area = plan, out, plan.area
             item.done = check_output(out, plan, overwrite=request.config.overwrite)
             item.resumed = item.done is not None
             if item.resumed:

@@ -19,7 +19,7 @@ from tilenet.lattice import Axis, Lattice
 from tilenet.models.session import NetworkShape, Setup
 from tilenet.models.store import ModelFiles
 from tilenet.sinks import LabelOf, MaskSpec, check_slides, zarr_format_for
-from tilenet.sources import CACHE_BYTES, RasterInfo
+from tilenet.sources import CACHE_BYTES, Area, RasterInfo
 
 __all__ = [
     "Format",
@@ -165,6 +165,8 @@ class Plan:
         Seconds after which a read counts as stuck.
     label : LabelOf or None
         The OME-Zarr image that gets the mask as a label.
+    area : Area or None
+        Where the work matters; None: everywhere.
     """
 
     raster: RasterInfo
@@ -181,6 +183,7 @@ class Plan:
     strict: bool = False
     read_timeout: float = 600.0
     label: LabelOf | None = None
+    area: Area | None = None
 
     @property
     def decision(self) -> Decision:
@@ -230,6 +233,7 @@ class Plan:
             "resampling": None if grid is None else [*grid.step, *grid.size],
             "source_mpp": self.raster.view.source_mpp,
             "plane": [list(one) for one in self.raster.plane],
+            "area": None if self.area is None else self.area.sha256,
             "model": self.model.sha256,
             "classes": [c.name for c in card.class_infos()],
             "threshold": card.threshold,
@@ -297,6 +301,7 @@ def make_plan(
     setup: Setup,
     config: PredictConfig,
     output: Format,
+    area: Area | None = None,
 ) -> Plan:
     """Make the plan of one raster.
 
@@ -343,4 +348,5 @@ def make_plan(
         skip_nodata=config.skip_nodata,
         strict=config.strict,
         read_timeout=config.read_timeout,
+        area=area,
     )

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from tilenet.blend import Blend
 from tilenet.engine.plan import Plan
@@ -19,7 +22,7 @@ from tilenet.models.card import parse_card
 from tilenet.models.session import choose, network_shape
 from tilenet.models.store import BUNDLED, ModelFiles, identified
 from tilenet.sinks import MaskSpec
-from tilenet.sources import View, open_raster
+from tilenet.sources import Area, View, open_raster
 
 __all__ = ["lattice_of", "plan_from", "recipe_of"]
 
@@ -44,7 +47,21 @@ def recipe_of(plan: Plan) -> dict[str, Any]:
         "block": [rows.core, cols.core],
         "blend": str(plan.blend),
         "skip_nodata": plan.skip_nodata,
+        "area": _areas().dump_python(plan.area, mode="json"),
     }
+
+
+@lru_cache(maxsize=1)
+def _areas() -> TypeAdapter[Area | None]:
+    return TypeAdapter(Area | None)
+
+
+def _area_of(recipe: dict[str, Any]) -> Area | None:
+    """Return where the work mattered; raises InputError if a mask that said so has changed."""
+    area = _areas().validate_python(recipe.get("area"))
+    if area is not None:
+        area.check()
+    return area
 
 
 def _model_of(recipe: dict[str, Any], model: Path | None) -> ModelFiles:
@@ -125,6 +142,7 @@ def plan_from(document: dict[str, Any], source: Path | None, model: Path | None)
         chunk=identity["chunk"],
         skip_nodata=recipe["skip_nodata"],
         label=MaskSpec.from_dict(document["spec"]).label,
+        area=_area_of(recipe),
     )
     ours = plan.identity()
     keys = [key for key in sorted(identity) if ours.get(key) != identity[key]]

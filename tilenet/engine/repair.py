@@ -167,7 +167,7 @@ def _make_blocks(
         return
     (folder / STRIPS).mkdir(exist_ok=True)
     mark_lost(folder, [one for record in found.records for one in record.invalid])
-    raster = Raster(plan.raster, open_handle)
+    raster = Raster(plan.raster, open_handle, area=plan.area)
     worker = Worker(folder, plan, raster, bench.store)
     for block in blocks:
         done = finish_block(worker, block, Spans())

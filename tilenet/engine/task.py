@@ -204,7 +204,10 @@ class Worker:
         """Return the worker of a run folder."""
         plan = Plan.load((folder / PLAN).read_bytes())
         return cls(
-            folder, plan, Raster(plan.raster, open_handle), MaskStore(folder / STORE, plan.spec)
+            folder,
+            plan,
+            Raster(plan.raster, open_handle, area=plan.area),
+            MaskStore(folder / STORE, plan.spec),
         )
 
     @property
@@ -243,7 +246,8 @@ class Worker:
             **({} if allocate is None else {"allocate": allocate}),
         )
         with spans.using(session.lock):
-            drive(session, [(job, session.load(pixels))], plan.lattice.tile_shape)
+            if job.parts:
+                drive(session, [(job, session.load(pixels))], plan.lattice.tile_shape)
             done = job.finish()
         spans.forwarded += done.tiles_forwarded
         spans.nonfinite += done.nonfinite

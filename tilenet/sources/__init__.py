@@ -1,5 +1,6 @@
 """Images on disk, read window by window: `open_raster` and `find_inputs`."""
 
+from tilenet.sources.area import Area, area_of
 from tilenet.sources.folder import Input, find_inputs
 from tilenet.sources.gdal import CACHE_BYTES
 from tilenet.sources.opening import open_handle, open_raster
@@ -9,10 +10,12 @@ from tilenet.sources.view import View
 
 __all__ = [
     "CACHE_BYTES",
+    "Area",
     "Input",
     "Raster",
     "RasterInfo",
     "View",
+    "area_of",
     "find_inputs",
     "open_handle",
     "open_raster",

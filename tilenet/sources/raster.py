@@ -41,6 +41,13 @@ class Handle(Protocol):
         """Close the file."""
 
 
+class Area(Protocol):
+    """What of a grid matters: `tilenet.sources.area.Area`."""
+
+    def kept(self, window: Window) -> NDArray[np.bool_]:
+        """Return which pixels of a window are kept, (h, w)."""
+
+
 class Raster:
     """An open raster; `read` may be called from any thread.
 
@@ -52,6 +59,8 @@ class Raster:
         Opens the file: a function that can be pickled, of `info`.
     handle : Handle, optional
         One that is open already, and closed by `close`.
+    area : Area, optional
+        Outside it no pixel is valid, and where all of a window is outside the file is left alone.
     """
 
     def __init__(
@@ -59,15 +68,17 @@ class Raster:
         info: RasterInfo,
         open_handle: Callable[[RasterInfo], Handle],
         handle: Handle | None = None,
+        area: Area | None = None,
     ) -> None:
         self.info = info
+        self.area = area
         self._open = open_handle
         # A handle belongs to one thread at a time. The last one used is lent first: its decoded
         # blocks are still in its cache, and the next window shares some with it.
         self._idle = [] if handle is None else [handle]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Raster, (self.info, self._open)
+        return Raster, (self.info, self._open, None, self.area)
 
     def close(self) -> None:
         """Close the handles that no thread uses; a later read opens another."""
@@ -95,6 +106,8 @@ class Raster:
 
         A pixel is valid if it is finite in every band, and not nodata in at least one (GDAL's
         rule), or where alpha or the mask band is not 0. Invalid values become the band's fill.
+        Those outside the area are handed out as they are, but as not valid: the network sees them.
+        Where all of them are outside, nothing is read.
 
         Parameters
         ----------
@@ -105,14 +118,14 @@ class Raster:
         damaged : list of Window, optional
             Takes the native blocks, cut to what is read, that cannot be decoded; their pixels
             become invalid. Without it, and in formats that are one stream (PNG, JPEG), one such
-            block is an error.
+            block is an error. Those outside the area do not count.
 
         Returns
         -------
         pixels : ndarray, shape (C, height, width)
             In `info.dtype`.
         valid : ndarray, shape (height, width), bool, or None
-            None where every pixel is valid.
+            None where every pixel is valid and inside the area: kept.
 
         Raises
         ------
@@ -126,11 +139,19 @@ class Raster:
         box = Window.from_bounds(
             int(rows.min()), int(cols.min()), int(rows.max()) + 1, int(cols.max()) + 1
         )
+        kept = None if self.area is None else self.area.kept(box)
+        if kept is not None and not kept.any():
+            shape = (window.height, window.width)
+            return np.zeros((len(fill), *shape), self.info.dtype), np.zeros(shape, bool)
         with self._handle() as handle:
             try:
                 pixels, valid = self._read_grid(handle, box, fill, damaged)
             except Exception as error:  # GDAL's own classes are neither RasterioError nor OSError
                 raise self._trouble(f"pixels cannot be read at {box}", error) from error
+        if self.area is not None and kept is not None and not kept.all():
+            valid = kept if valid is None else kept & valid
+            if damaged:
+                damaged[:] = [one for one in damaged if self.area.kept(one).any()]
         if (box.height, box.width) != (window.height, window.width):
             index = np.ix_(rows - box.row, cols - box.col)
             pixels = np.ascontiguousarray(pixels[:, index[0], index[1]])
