@@ -17,7 +17,7 @@ from rasterio.transform import Affine
 
 from tilenet.classes import ClassInfo
 from tilenet.geometry import Georeference
-from tilenet.sinks import MaskSpec, MaskStore, write_geotiff, write_png
+from tilenet.sinks import MaskSpec, MaskStore, write_geotiff, write_ome_tiff, write_png
 from tilenet.sinks.readers import FACTS, MISSES, readers_of
 from tilenet.sinks.readers import READERS as RULES
 
@@ -60,6 +60,7 @@ OUTPUTS = {
         for place in ("slide", "map", "south-up", "rotated")
     },
     **{f"cog-{place}": Output(".tif", place) for place in ("slide", "map", "south-up", "rotated")},
+    "ometiff-slide": Output(".ome.tif", "slide"),
     "png": Output(".png", "plain"),
 }
 
@@ -82,6 +83,8 @@ def write(name, folder):
                     zarr_format=output.zarr_format, title=name)  # fmt: skip
     if output.ending == ".tif":
         write_geotiff(lambda window: mask[window.slices()], spec, path)
+    elif output.ending == ".ome.tif":
+        write_ome_tiff(lambda window: mask[window.slices()], spec, path)
     elif output.ending == ".png":
         write_png(mask, spec, path)
     else:

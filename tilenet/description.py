@@ -167,6 +167,12 @@ def describe_store(path: Path) -> Document:
     }
 
 
+def _form(path: Path, found: RasterInfo) -> Literal["cog", "ometiff", "png"]:
+    if found.driver == "PNG":
+        return "png"
+    return "ometiff" if path.name.lower().endswith((".ome.tif", ".ome.tiff")) else "cog"
+
+
 def describe_file(path: Path, plan: Document) -> Document:
     """Return what a one-file mask is, by its header and the document beside it.
 
@@ -184,10 +190,10 @@ def describe_file(path: Path, plan: Document) -> Document:
     place = found.georeference
     if mpp is not None and not place.is_georeferenced:
         place = Georeference(mpp=(float(mpp[0]), float(mpp[1])))
-    form: Literal["cog", "png"] = "png" if found.driver == "PNG" else "cog"
+    form = _form(path, found)
     return {
         "kind": "mask",
-        "format": "COG" if form == "cog" else "PNG",
+        "format": {"cog": "COG", "png": "PNG", "ometiff": "OME-TIFF"}[form],
         "complete": plan.get("size") == path.stat().st_size,
         **_file(found),
         **_classes(names, plan, place, (found.height, found.width)),
@@ -218,7 +224,9 @@ def _classes(
     }
 
 
-def _readers(form: Literal["zarr2", "zarr3", "cog", "png"], place: Georeference) -> Document:
+def _readers(
+    form: Literal["zarr2", "zarr3", "cog", "ometiff", "png"], place: Georeference
+) -> Document:
     """Return who opens the mask, who misses what of it, and who does not open it."""
     told = readers_of(form, place)
     if told is None:

@@ -53,12 +53,17 @@ FACTS: Mapping[str, Misses] = {
     "cog-map": {**_each(_TIFF), **_PICTURE},
     "cog-south-up": {**_each(_TIFF), **_PICTURE},
     "cog-rotated": {**_each(_TIFF), **_PICTURE, "rio-cogeo": ("place",)},
+    "ometiff-slide": {
+        **_each(("rioxarray", "rasterio", *_SYSTEM, "tifffile")), "QGIS 3.22": ("pixel size",)
+    },
     "png": _each(("rioxarray", "rasterio", *_SYSTEM, "Pillow")),
 }  # fmt: skip
 """What readers miss by form and reader; a reader that is not named does not open it."""
 
 
-def readers_of(form: Literal["zarr2", "zarr3", "cog", "png"], place: Georeference) -> Misses | None:
+def readers_of(
+    form: Literal["zarr2", "zarr3", "cog", "ometiff", "png"], place: Georeference
+) -> Misses | None:
     """Return what every reader misses of a mask; None if that was never measured.
 
     Parameters
