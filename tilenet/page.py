@@ -123,6 +123,9 @@ def _bands(document: Document) -> list[str]:
             parts.append(f"value = pixel × {one['scale']:g} + {one['offset']:g}")
         parts.append(one["unit"])
         lines.append(f"{one['band']}: {', '.join(filter(None, parts))}")
+    if not lines:
+        names = document.get("band_names", [])
+        lines = [f"{band}: {name}" for band, name in enumerate(names, 1) if name]
     return _some(lines)
 
 
@@ -186,6 +189,7 @@ _LINES: dict[str, Callable[[Document], str | Iterable[str]]] = {
     "resolution": _resolution,
     "CRS": _crs,
     "bounds": _bounds,
+    "planes": lambda document: [f"{k} 0 to {n - 1}" for k, n in document.get("planes", {}).items()],
     "bands": _bands,
     "classes": _classes,
     "invalid pixels": _invalid,
@@ -197,4 +201,5 @@ _LINES: dict[str, Callable[[Document], str | Iterable[str]]] = {
     "opens in part in": _in_part,
     "does not open in": _listed("does_not_open_in"),
     "not seen": lambda document: document.get("not_seen", []),
+    "notes": lambda document: document.get("notes", []),
 }
