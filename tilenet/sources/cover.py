@@ -26,6 +26,7 @@ Bool = NDArray[np.bool_]
 Index = NDArray[np.intp]
 
 _PAGE = 512
+_EDGE = 2.0**-20  # of a pixel of the mask: centres upon an edge fall to one side, all of them
 _KNOT = 32  # pixels between the points that are warped exactly; between them, a straight line
 
 
@@ -169,7 +170,7 @@ def _between(knots: NDArray[np.float64], shape: tuple[int, int]) -> Index:
     down = knots[:-1, None] + share[:, None] * (knots[1:] - knots[:-1])[:, None]
     down = down.reshape(-1, knots.shape[1])
     full = down[:, :-1, None] + share * (down[:, 1:] - down[:, :-1])[:, :, None]
-    full = np.floor(full.reshape(len(down), -1)[: shape[0], : shape[1]])
+    full = np.floor(full.reshape(len(down), -1)[: shape[0], : shape[1]] + _EDGE)
     known = np.isfinite(full) & (np.abs(full) < 2**31)
     return np.where(known, full, -1).astype(np.intp)
 

@@ -25,10 +25,10 @@ _TIMES = 16  # as much coarser, where nothing tells the micrometres
 _LEAST = 128  # pixels of its longer side, unless micrometres say otherwise
 _STRIPE = 256
 _BLACK = 30  # what is darker has no hue: borders that the scanner left, not tissue
-_PEN = 0.5  # saturations beyond count as this: ink is no reason to take pale tissue for glass
-_GLASS = (0.75, 0.15)  # the least brightness and the most saturation that glass has
+_PLENTY = 0.2  # saturations beyond count as this, lest ink make pale tissue pass for glass
+_GLASS = (0.75, 0.08)  # the least brightness and the most saturation that glass has
 _APART = 0.04  # saturation by which tissue must differ from glass
-_SPECK, _HOLE = 16, 256  # pixels of the small picture
+_SPECK, _HOLE = 2, 256  # pixels of the small picture
 _GROWN = 4
 _MAP_GROWN = 4
 
@@ -158,7 +158,7 @@ def find_tissue(
     chroma = (value - rgb.min(axis=2)).astype(np.float32)
     seen = valid & (value >= _BLACK)
     saturation = np.divide(chroma, value, out=np.zeros_like(chroma), where=seen)
-    smooth = gaussian_filter(np.minimum(saturation, _PEN), sigma=1)
+    smooth = gaussian_filter(np.minimum(saturation, _PLENTY), sigma=1)
     limit = _limit(smooth[seen], value[seen])
     if limit is None:
         return None
