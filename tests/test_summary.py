@@ -202,6 +202,7 @@ def test_a_slide_has_square_millimetres(cli, model, tmp_path):
     assert again.out == f"{tmp_path / 'm.zarr'}\n"
     assert "share" in again.err
     assert "mm²" in again.err
+    assert all(line.startswith("tilenet: ") for line in again.err.splitlines())
     assert rows_of(table)[0]["area_unit"] == "mm2"
 
 

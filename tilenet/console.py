@@ -29,7 +29,7 @@ def complain(message: str) -> None:
 
 def tell(line: str) -> None:
     """Write one line for a person on stderr."""
-    sys.stderr.write(line.encode(errors="backslashreplace").decode() + "\n")
+    sys.stderr.write(f"tilenet: {line}\n".encode(errors="backslashreplace").decode())
 
 
 def split_numbers[T](text: str | None, kind: type[T], flag: str) -> tuple[T, ...] | None:

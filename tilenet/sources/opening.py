@@ -15,6 +15,8 @@ from tilenet.strangers import exists, is_file
 
 __all__ = ["open_handle", "open_raster"]
 
+_LARGE = 1 << 24
+
 _HANDLES: dict[str, Callable[[RasterInfo], Handle]] = {
     "openslide": slide.SlideHandle,
     "tifffile": tiff.TiffHandle,
@@ -90,8 +92,10 @@ def _other_reader(name: str, dataset: Any) -> Callable[..., Found] | None:
         return None
     if tiff.is_stack(dataset):
         return tiff.find
-    # A slide has several pictures in it, or says whose it is.
-    may_be = len(dataset.subdatasets) > 1 or "TIFFTAG_IMAGEDESCRIPTION" in dataset.tags()
+    # A slide says whose it is, or is too large to be anything else. (Asking GDAL for further
+    # pictures in the file would spoil the handle where these are broken.)
+    says = {"TIFFTAG_IMAGEDESCRIPTION", "TIFFTAG_SOFTWARE"} & set(dataset.tags())
+    may_be = says or dataset.height * dataset.width >= _LARGE
     return slide.find if may_be and slide.detects(name) else None
 
 
