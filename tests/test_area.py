@@ -23,7 +23,7 @@ from tilenet.api import predict
 from tilenet.config import PredictConfig
 from tilenet.engine.plan import Plan
 from tilenet.engine.runfolder import PLAN, run_folder
-from tilenet.errors import InputError, OutputError
+from tilenet.errors import InputError, OutputError, UsageError
 from tilenet.geometry import Window
 from tilenet.sources import Area, View, area_of, open_raster
 from tilenet.sources.tissue import find_tissue
@@ -204,6 +204,24 @@ def test_areas_that_say_nothing_of_a_plain_image(tmp_path):
         bare = save(tmp_path / "bare.gpkg", [box(10, 10, 20, 20)], None)
     with pytest.raises(InputError, match="no polygons with a CRS"):
         area_of(placed, bare, "none")
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "extra"),
+    [
+        ("shapely", {"aoi": "a.gpkg"}, "vector"),
+        ("geopandas", {"aoi": "a.gpkg"}, "vector"),
+        ("skimage.morphology", {"within": "auto"}, "slides"),
+    ],
+)
+def test_what_is_not_installed_is_named(tmp_path, monkeypatch, module, options, extra):
+    placed = options.keys() == {"aoi"}
+    source = write_tif(tmp_path / "a.tif", picture(99, 99), georeferenced=placed)
+    save(tmp_path / "a.gpkg", [box(0, 0, 1, 1)])
+    monkeypatch.setitem(sys.modules, module, None)
+    aoi = tmp_path / options["aoi"] if placed else None
+    with pytest.raises(UsageError, match=rf"pip install 'tilenet\[{extra}\]'"):
+        area_of(open_raster(source).info, aoi, options.get("within", "none"))
 
 
 # -- QuPath

@@ -189,8 +189,7 @@ def plan_for(info: RasterInfo, job: Job, request: Request, *, named: bool) -> tu
     else:
         output = _format(info, config)
         out = job.out.with_name(job.out.name + _ENDINGS[output])
-    with watched(info.path, config.read_timeout):
-        area = area_of(info, config.aoi, config.within)
+    area = area_of(info, config.aoi, config.within, config.read_timeout)
     plan = make_plan(info, request.files, request.shape, request.setup, config, output, area)
     return (plan if config.into is None else _as_label(plan, config, config.into)), out
 

@@ -16,6 +16,7 @@ from tilenet.sources.opening import open_raster
 from tilenet.sources.outline import Outline, outline_of
 from tilenet.sources.rasterinfo import RasterInfo
 from tilenet.sources.tissue import find_cover
+from tilenet.watchdog import watched
 
 __all__ = ["Area", "area_of"]
 
@@ -66,7 +67,7 @@ class Area:
             self.cover.mask.check()
 
 
-def area_of(info: RasterInfo, aoi: Path | None, within: str) -> Area | None:
+def area_of(info: RasterInfo, aoi: Path | None, within: str, timeout: float = 600.0) -> Area | None:
     """Return where the work on a raster matters; None for everywhere.
 
     Parameters
@@ -77,6 +78,8 @@ def area_of(info: RasterInfo, aoi: Path | None, within: str) -> Area | None:
         Polygons.
     within : str
         "none", "auto", or the path of a mask.
+    timeout : float
+        Seconds after which a read counts as stuck.
 
     Raises
     ------
@@ -85,10 +88,14 @@ def area_of(info: RasterInfo, aoi: Path | None, within: str) -> Area | None:
     UsageError
         An extra is not installed.
     """
-    outline = None if aoi is None else outline_of(str(aoi), info)
+    outline: Outline | None = None
     cover: Cover | None = None
+    if aoi is not None:
+        with watched(str(aoi), timeout):
+            outline = outline_of(str(aoi), info)
     if within == "auto":
-        cover = find_cover(info)
+        cover = find_cover(info, timeout)
     elif within != "none":
-        cover = cover_of(info, partial(open_raster, Path(within), checked=False))
+        with watched(within, timeout):
+            cover = cover_of(info, partial(open_raster, Path(within), checked=False))
     return None if outline is None and cover is None else Area(outline, cover)

@@ -135,7 +135,12 @@ def shapes_near(frame: Any, grid: Grid) -> tuple[Any, Any]:
     """
     import shapely
 
-    frame = _near(frame, grid).to_crs(grid.crs)
+    try:
+        frame = _near(frame, grid).to_crs(grid.crs)
+    except Exception as error:  # rasterio, pyproj and GDAL each raise their own
+        raise InputError(
+            f"polygons cannot be brought to the raster's CRS: {error}", frame.crs, "give them in it"
+        ) from error
     frame = frame[np.isfinite(frame.geometry.bounds).all(axis=1)]
     return shapely.transform(as_polygons(frame.geometry.to_numpy()), grid.to_pixels), frame
 

@@ -16,6 +16,7 @@ from tilenet.sources.opening import open_raster
 from tilenet.sources.raster import Raster
 from tilenet.sources.rasterinfo import RasterInfo
 from tilenet.sources.view import View
+from tilenet.watchdog import watched
 
 __all__ = ["find_cover", "find_tissue"]
 
@@ -33,7 +34,7 @@ _GROWN = 4
 _MAP_GROWN = 4
 
 
-def find_cover(info: RasterInfo) -> Cover | None:
+def find_cover(info: RasterInfo, timeout: float = 600.0) -> Cover | None:
     """Return where a raster has tissue or data; None where a small picture cannot tell.
 
     A picture of three 8-bit bands without a CRS is a slide. Of any other raster it is the valid
@@ -43,6 +44,8 @@ def find_cover(info: RasterInfo) -> Cover | None:
     ----------
     info : RasterInfo
         The raster.
+    timeout : float
+        Seconds after which reading a stripe counts as stuck.
 
     Raises
     ------
@@ -53,10 +56,10 @@ def find_cover(info: RasterInfo) -> Cover | None:
     """
     is_slide = info.stored_dtype == "uint8" and info.count in (3, 4)
     if is_slide and info.georeference.crs_wkt is None:
-        rgb, valid = _read(info, _slide_view(info))
+        rgb, valid = _read(info, _slide_view(info), timeout)
         mask = find_tissue(np.moveaxis(rgb, 0, -1), valid, info.path)
     else:
-        mask = _find_data(info)
+        mask = _find_data(info, timeout)
     return None if mask is None else Cover(BitMask.of(mask), info.height, info.width)
 
 
@@ -79,33 +82,34 @@ def _full_mpp(info: RasterInfo) -> float | None:
     return min(y * info.height / height, x * info.width / width)
 
 
-def _read(info: RasterInfo, view: View) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+def _read(info: RasterInfo, view: View, timeout: float) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Return a small view, (C, h, w), and which pixels are valid; in stripes."""
     with closing(open_raster(info.path, view, checked=False)) as raster:
-        return _whole(raster)
+        return _whole(raster, timeout)
 
 
-def _whole(raster: Raster) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+def _whole(raster: Raster, timeout: float) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     info = raster.info
     pixels = np.empty((len(info.bands), info.height, info.width), info.dtype)
     valid = np.ones((info.height, info.width), bool)
     blank = np.full(len(info.bands), 255.0 if info.dtype == "uint8" else 0.0)
     for row in range(0, info.height, _STRIPE):
         stripe = Window(row, 0, min(_STRIPE, info.height - row), info.width)
-        part, kept = raster.read(stripe, blank, [])
+        with watched(info.path, timeout):
+            part, kept = raster.read(stripe, blank, [])
         pixels[:, row : stripe.row_stop] = part
         if kept is not None:
             valid[row : stripe.row_stop] = kept
     return pixels, valid
 
 
-def _find_data(info: RasterInfo) -> NDArray[np.bool_] | None:
+def _find_data(info: RasterInfo, timeout: float) -> NDArray[np.bool_] | None:
     """Return where a small level has valid pixels or is near to some."""
     small = [k for k, size in enumerate(info.levels) if k and max(size) <= _SIDE]
     if not small or (info.validity == "all" and np.dtype(info.dtype).kind != "f"):
         return None  # every block is asked itself
     view = replace(View(), bands=info.bands, level=small[0], plane=info.view.plane)
-    _, valid = _read(info, view)
+    _, valid = _read(info, view, timeout)
     return None if valid.all() else _grown(valid, _MAP_GROWN)
 
 
