@@ -33,7 +33,7 @@ from tilenet.models.store import ModelFiles, find_model
 from tilenet.results import Failure, PredictResult, RunResult, run_result
 from tilenet.sinks import warnings_for
 from tilenet.sources import Input, find_inputs
-from tilenet.strangers import is_folder
+from tilenet.strangers import is_collection
 
 __all__ = ["Failure", "PredictResult", "RunResult", "estimate", "predict"]
 
@@ -85,7 +85,7 @@ def _request(config: PredictConfig, known: Setup | None) -> Request:
 
 
 def _is_single(paths: list[Path]) -> bool:
-    return len(paths) == 1 and not is_folder(paths[0])
+    return len(paths) == 1 and not is_collection(paths[0])
 
 
 def _named_output(out: Path, config: PredictConfig) -> Path:

@@ -22,7 +22,7 @@ from tilenet.console import split_numbers as _numbers
 from tilenet.errors import InterruptError, TilenetError
 from tilenet.memory import return_large_arrays
 from tilenet.stops import stopping_on_signals
-from tilenet.strangers import is_folder
+from tilenet.strangers import is_collection
 from tilenet.watchdog import watch_reads
 
 __all__ = ["app", "run"]
@@ -98,6 +98,9 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         float | None, typer.Option(help="Micrometres per pixel of the file, if it says none.")
     ] = None,
     plane: Annotated[str | None, typer.Option(help="Plane of a stack, as in z=3,t=0.")] = None,
+    variable: Annotated[
+        str | None, typer.Option(help="Array of a Zarr store, by its path inside.")
+    ] = None,
     bands: Annotated[str | None, typer.Option(help="Bands from 1, as in 4,3,2.")] = None,
     threshold: Annotated[
         float | None, typer.Option(help="Score from which a class counts.")
@@ -148,7 +151,8 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         "model": model, "model_config_file": model_config, "tile": tile, "overlap": overlap,
         "blend": blend, "batch_size": batch_size, "device": device, "backend": backend,
         "precision": precision, "level": level, "mpp": mpp, "resolution": resolution,
-        "source_mpp": source_mpp, "plane": plane, "bands": _numbers(bands, int, "--bands"),
+        "source_mpp": source_mpp, "plane": plane, "variable": variable,
+        "bands": _numbers(bands, int, "--bands"),
         "threshold": threshold, "probabilities": probabilities, "format": format,
         "zarr_format": zarr_format, "scheduler": scheduler, "block": block, "chunk": chunk,
         "skip_nodata": False if no_skip else None, "overwrite": overwrite,
@@ -158,7 +162,7 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         "value_range": _numbers(value_range, float, "--value-range"), "activation": activation,
     }  # fmt: skip
     options = load_config(config, {key: value for key, value in flags.items() if value is not None})
-    several = len(inputs) > 1 or is_folder(inputs[0])
+    several = len(inputs) > 1 or is_collection(inputs[0])
     if dry_run:
         estimates = list(api.estimate(inputs, out, options))
         document = {"estimate": estimates if several else estimates[0]}

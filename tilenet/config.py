@@ -63,6 +63,8 @@ class PredictConfig(BaseModel):
         Micrometres per pixel of the file, in place of what it says.
     plane : tuple of (str, int)
         Index of each further axis of a stack, as in ``z=3,t=0``.
+    variable : str or None
+        Which array of a Zarr store, by its path inside.
     bands : tuple of int or None
         Bands from 1.
     threshold : float or None
@@ -107,6 +109,7 @@ class PredictConfig(BaseModel):
     resolution: Annotated[FiniteFloat, Field(gt=0)] | None = None
     source_mpp: Annotated[FiniteFloat, Field(gt=0)] | None = None
     plane: Annotated[tuple[tuple[str, int], ...], BeforeValidator(_plane)] = ()
+    variable: str | None = None
     bands: tuple[int, ...] | None = None
     threshold: FiniteFloat | None = None
     probabilities: bool = False

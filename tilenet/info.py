@@ -19,8 +19,8 @@ from tilenet.models.contract import keeps_batch_contract
 from tilenet.models.session import choose, cores, cpu_flags, network_shape, open_session
 from tilenet.models.store import BUNDLED, ModelFiles, bundled_models, cache_folder, find_model
 from tilenet.sinks import documents, open_store, warnings_for
-from tilenet.sources import open_raster
-from tilenet.strangers import exists, parse_json
+from tilenet.sources import is_mask_store, open_raster
+from tilenet.strangers import exists, is_store, parse_json
 
 __all__ = ["describe", "examine", "list_models"]
 
@@ -144,6 +144,8 @@ def describe(path: Path) -> dict[str, Any]:
         raise InputError("no such file or folder", path, "check the path")
     if path.suffix.lower() == ".onnx" or (path / "config.json").is_file():
         return _describe_model(find_model(str(path), None, {}))
+    if is_store(path) and not is_mask_store(path):
+        return _describe_raster(path)
     if path.is_dir():
         return _describe_mask(path)
     made_by = read_sidecar(path)

@@ -142,6 +142,7 @@ def _view(request: Request) -> View:
         resolution=config.resolution,
         source_mpp=config.source_mpp,
         plane=config.plane,
+        variable=config.variable,
         trained_mpp=card.mpp,
         trained_resolution=card.ground_resolution,
     )

@@ -3,6 +3,7 @@
 from tilenet.sources.folder import Input, find_inputs
 from tilenet.sources.gdal import CACHE_BYTES
 from tilenet.sources.opening import open_handle, open_raster
+from tilenet.sources.picture import is_mask_store
 from tilenet.sources.raster import Raster
 from tilenet.sources.rasterinfo import RasterInfo
 from tilenet.sources.view import View
@@ -14,6 +15,7 @@ __all__ = [
     "RasterInfo",
     "View",
     "find_inputs",
+    "is_mask_store",
     "open_handle",
     "open_raster",
 ]

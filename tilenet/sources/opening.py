@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.errors import InputError, TilenetError
-from tilenet.sources import gdal, slide, tiff
+from tilenet.sources import gdal, slide, store, tiff
 from tilenet.sources.raster import Handle, Raster
 from tilenet.sources.rasterinfo import Found, RasterInfo, settled
 from tilenet.sources.view import View
-from tilenet.strangers import exists, is_file
+from tilenet.strangers import exists, is_file, is_store
 
 __all__ = ["open_handle", "open_raster"]
 
 _HANDLES: dict[str, Callable[[RasterInfo], Handle]] = {
     "openslide": slide.SlideHandle,
     "tifffile": tiff.TiffHandle,
+    "zarr": store.StoreHandle,
 }
 
 
@@ -37,7 +38,7 @@ def open_raster(
     Parameters
     ----------
     path : str or Path
-        A local file.
+        A local file, or a Zarr store in a folder.
     view : View, optional
         How to look at it: bands, level or resolution, plane. Default: all bands but alpha at full
         resolution.
@@ -58,10 +59,14 @@ def open_raster(
         raise InputError("the name is not UTF-8", name, "rename the file")
     if not exists(name):
         raise InputError("no such file", name, "check the path")
+    view = view or View()
+    if is_store(name):
+        return Raster(settled(store.find(str(Path(path).absolute()), view), view), open_handle)
     if not is_file(name):
         raise InputError("not a regular file", name, "give a raster or a folder of rasters")
     name = str(Path(path).absolute())
-    view = view or View()
+    if view.variable is not None:
+        raise InputError("has no variables to choose from", name, "leave --variable out")
     if slide.is_slide(name):
         return Raster(settled(slide.find(name, view), view), open_handle)
     try:
