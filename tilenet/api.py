@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from itertools import batched
@@ -32,7 +32,7 @@ from tilenet.models.session import Setup, choose, cores, network_shape
 from tilenet.models.store import ModelFiles, find_model
 from tilenet.results import Failure, PredictResult, RunResult, run_result
 from tilenet.sinks import warnings_for
-from tilenet.sources import Input, find_inputs
+from tilenet.sources import Input, RemoteName, find_inputs, named
 from tilenet.strangers import is_collection
 
 __all__ = ["Failure", "PredictResult", "RunResult", "estimate", "predict"]
@@ -84,8 +84,8 @@ def _request(config: PredictConfig, known: Setup | None) -> Request:
     return Request(config, files, shape, setup)
 
 
-def _is_single(paths: list[Path]) -> bool:
-    return len(paths) == 1 and not is_collection(paths[0])
+def _is_single(paths: Sequence[Path | RemoteName]) -> bool:
+    return len(paths) == 1 and (isinstance(paths[0], RemoteName) or not is_collection(paths[0]))
 
 
 def _named_output(out: Path, config: PredictConfig) -> Path:
@@ -219,7 +219,7 @@ def _predict_one(
 
 
 def _jobs(inputs: list[Input], out: Path) -> list[Job]:
-    jobs, names = [], dict[str, Path]()
+    jobs, names = [], dict[str, Path | RemoteName]()
     for source in inputs:
         name = str(source.stem).casefold()
         if name in names:
@@ -242,12 +242,12 @@ def _predict_many(
         raise OutputError("the output is a file", out, "give a folder for several inputs")
     jobs = _jobs(inputs, out)
     request = _request(config, None)
-    runs: dict[Path, RunResult] = {}
-    failed: dict[Path, Failure] = {}
+    runs: dict[Path | RemoteName, RunResult] = {}
+    failed: dict[Path | RemoteName, Failure] = {}
     large: list[PackItem] = []
     finished = 0
 
-    def fail(path: Path, error: TilenetError) -> None:
+    def fail(path: Path | RemoteName, error: TilenetError) -> None:
         failed[path] = Failure(str(path), error.code, str(error))
 
     def advance(pixels: int) -> None:
@@ -281,9 +281,9 @@ def _predict_many(
 
 
 def _gather(
-    order: list[Path],
-    runs: dict[Path, RunResult],
-    failed: dict[Path, Failure],
+    order: list[Path | RemoteName],
+    runs: dict[Path | RemoteName, RunResult],
+    failed: dict[Path | RemoteName, Failure],
     alone: list[RunResult],
     clock: _Clock,
 ) -> PredictResult:
@@ -304,14 +304,17 @@ def _gather(
 
 
 def predict(
-    inputs: list[Path], out: Path, config: PredictConfig, progress: Progress | None = None
+    inputs: Sequence[Path | RemoteName | str],
+    out: Path,
+    config: PredictConfig,
+    progress: Progress | None = None,
 ) -> PredictResult:
     """Segment one raster, or several and whole folders, into masks.
 
     Parameters
     ----------
-    inputs : list of Path
-        Rasters and folders (searched recursively).
+    inputs : list of Path or str
+        Rasters and folders (searched recursively); URLs as str, since a `Path` would change them.
     out : Path
         For one raster the mask: ``x.zarr``, ``x.tif`` (a COG) or ``x.png``. Otherwise a folder, one
         mask per input under the same stem.
@@ -331,8 +334,9 @@ def predict(
     """
     notify = progress or (lambda _done, _all: None)
     with convert_errors(out):
-        found = find_inputs(inputs, out)
-        if _is_single(inputs):
+        names = [named(name) for name in inputs]
+        found = find_inputs(names, out)
+        if _is_single(names):
             return _predict_one(found[0], out, config, notify)
         return _predict_many(found, out, config, notify)
 
@@ -372,7 +376,9 @@ def _estimate(plan: Plan, files: ModelFiles) -> dict[str, Any]:
     }
 
 
-def estimate(inputs: list[Path], out: Path, config: PredictConfig) -> Iterator[dict[str, Any]]:
+def estimate(
+    inputs: Sequence[Path | RemoteName | str], out: Path, config: PredictConfig
+) -> Iterator[dict[str, Any]]:
     """Yield what `predict` would do with each input, without doing it.
 
     Parameters
@@ -386,8 +392,9 @@ def estimate(inputs: list[Path], out: Path, config: PredictConfig) -> Iterator[d
         As `predict` would, before it begins. One of several inputs that fails has an ``error``.
     """
     with convert_errors(out):
-        found = find_inputs(inputs, out)
-        single = _is_single(inputs)
+        names = [named(name) for name in inputs]
+        found = find_inputs(names, out)
+        single = _is_single(names)
         if single:
             out = _named_output(out, config)
         request = _request(config, None)

@@ -66,7 +66,7 @@ def _main(
 @app.command()
 def predict(  # noqa: PLR0913 - one parameter is one option
     inputs: Annotated[
-        list[Path], typer.Argument(help="Rasters, or folders of them.", readable=False)
+        list[str], typer.Argument(help="Rasters or Zarr stores, or folders of them.")
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="x.zarr, x.tif (COG), x.png; a folder for several.")
@@ -134,6 +134,9 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     read_timeout: Annotated[
         float | None, typer.Option(help="Seconds after which a read counts as stuck.")
     ] = None,
+    allow_remote: Annotated[
+        bool | None, typer.Option("--allow-remote", help="Read s3://… and other URLs.")
+    ] = None,
     insecure_cluster: Annotated[
         bool | None, typer.Option("--insecure-cluster", help="Take tcp:// beyond this machine.")
     ] = None,
@@ -156,7 +159,8 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         "threshold": threshold, "probabilities": probabilities, "format": format,
         "zarr_format": zarr_format, "scheduler": scheduler, "block": block, "chunk": chunk,
         "skip_nodata": False if no_skip else None, "overwrite": overwrite,
-        "strict": strict, "read_timeout": read_timeout, "insecure_cluster": insecure_cluster,
+        "strict": strict, "read_timeout": read_timeout, "allow_remote": allow_remote,
+        "insecure_cluster": insecure_cluster,
         "classes": None if classes is None else tuple(classes.split(",")),
         "mean": _numbers(mean, float, "--mean"), "std": _numbers(std, float, "--std"),
         "value_range": _numbers(value_range, float, "--value-range"), "activation": activation,
@@ -192,13 +196,16 @@ app.command()(cli_mask.export)
 
 @app.command()
 def info(
-    path: Annotated[Path, typer.Argument(help="A raster, a mask, or a model.", readable=False)],
+    path: Annotated[str, typer.Argument(help="A raster, a mask, or a model.")],
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Read s3://… and other URLs.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Say what a raster, a mask or a model is."""
     from tilenet.info import describe
 
-    found = describe(path)
+    found = describe(path, allow_remote=allow_remote)
     _print(found if as_json else _page(found))
 
 

@@ -19,7 +19,7 @@ from tilenet.models.contract import keeps_batch_contract
 from tilenet.models.session import choose, cores, cpu_flags, network_shape, open_session
 from tilenet.models.store import BUNDLED, ModelFiles, bundled_models, cache_folder, find_model
 from tilenet.sinks import documents, open_store, warnings_for
-from tilenet.sources import is_mask_store, open_raster
+from tilenet.sources import RemoteName, View, is_mask_store, named, open_raster
 from tilenet.strangers import exists, is_store, parse_json
 
 __all__ = ["describe", "examine", "list_models"]
@@ -89,8 +89,8 @@ def _describe_model(files: ModelFiles) -> dict[str, Any]:
     }
 
 
-def _describe_raster(path: Path) -> dict[str, Any]:
-    found = open_raster(path, checked=False).info
+def _describe_raster(path: Path | RemoteName, view: View | None = None) -> dict[str, Any]:
+    found = open_raster(path, view, checked=False).info
     place = found.georeference
     bounds = None
     if place.transform is not None:
@@ -130,14 +130,24 @@ def _describe_raster(path: Path) -> dict[str, Any]:
     }
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe(name: Path | str, *, allow_remote: bool = False) -> dict[str, Any]:
     """Return what a raster, a mask or a model is.
+
+    Parameters
+    ----------
+    name : Path or str
+        A URL as str.
+    allow_remote : bool
+        Whether it may lie on another machine.
 
     Raises
     ------
     InputError
         None of these.
     """
+    path = named(name)
+    if isinstance(path, RemoteName):
+        return _describe_raster(path, View(allow_remote=allow_remote))
     if not exists(path) and str(path) in bundled_models():
         return _describe_model(find_model(str(path), None, {}))
     if not exists(path):

@@ -6,6 +6,7 @@ from tilenet.sources.opening import open_handle, open_raster
 from tilenet.sources.picture import is_mask_store
 from tilenet.sources.raster import Raster
 from tilenet.sources.rasterinfo import RasterInfo
+from tilenet.sources.remote import RemoteName, named
 from tilenet.sources.view import View
 
 __all__ = [
@@ -13,9 +14,11 @@ __all__ = [
     "Input",
     "Raster",
     "RasterInfo",
+    "RemoteName",
     "View",
     "find_inputs",
     "is_mask_store",
+    "named",
     "open_handle",
     "open_raster",
 ]

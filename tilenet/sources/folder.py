@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tilenet.errors import InputError, TilenetError
 from tilenet.sources.picture import is_mask_store
+from tilenet.sources.remote import RemoteName
 from tilenet.strangers import exists, is_collection, is_store
 
 __all__ = ["SUFFIXES", "Input", "find_inputs"]
@@ -26,13 +27,13 @@ class Input:
 
     Parameters
     ----------
-    path : Path
+    path : Path or RemoteName
         The file, or the folder of a Zarr store.
     stem : Path
         Its mask's name without an ending, relative to the output folder.
     """
 
-    path: Path
+    path: Path | RemoteName
     stem: Path
 
 
@@ -82,14 +83,14 @@ def _in_folder(folder: Path, out: Path) -> list[Input]:
     return found
 
 
-def find_inputs(paths: list[Path], out: Path) -> list[Input]:
+def find_inputs(paths: Sequence[Path | RemoteName], out: Path) -> list[Input]:
     """Return the rasters that files and folders (searched recursively) name, in order.
 
     One of several that does not exist is returned too: opening it says so, and the others go on.
 
     Parameters
     ----------
-    paths : list of Path
+    paths : list of Path or RemoteName
         Rasters and folders.
     out : Path
         Where masks go. What lies there is no input, nor is any other mask of tilenet's in a folder.
@@ -101,7 +102,9 @@ def find_inputs(paths: list[Path], out: Path) -> list[Input]:
     """
     inputs: list[Input] = []
     for path in paths:
-        if is_collection(path):
+        if isinstance(path, RemoteName):
+            inputs.append(Input(path, _stem(Path(path.name))))
+        elif is_collection(path):
             inputs += _in_folder(path, out)
         elif exists(path) or len(paths) > 1:
             inputs.append(Input(path, _stem(Path(path.name))))

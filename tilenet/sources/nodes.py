@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,6 +55,9 @@ class Keys(Protocol):
     def children(self, path: str) -> list[str]:
         """Return the names directly below a path, in order."""
 
+    def marks(self, path: str, most: int) -> Iterator[str]:
+        """Yield what changes when a file below a path does; of more than `most`, some."""
+
 
 class Folder:
     """A store in a local folder; nothing outside of it is read, whatever links there are.
@@ -99,6 +102,20 @@ class Folder:
         with os.scandir(self._inside(path)) as found:
             names = [one.name for one in found if one.is_dir()]
         return sorted(names)
+
+    def marks(self, path: str, most: int) -> Iterator[str]:
+        """Yield names, sizes and times of files; beyond `most` only their folders' times."""
+        top, left = Path(self._inside(path)), most
+        for base, folders, files in os.walk(top):
+            folders.sort()
+            inside = Path(base)
+            yield str(inside.relative_to(top))
+            for name in sorted(files)[: max(0, left)]:
+                stat = (inside / name).stat(follow_symlinks=False)
+                yield f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}"
+            left -= len(files)
+            if left < 0:
+                yield f"{inside.stat().st_mtime_ns}\0{len(files)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from functools import partial
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tilenet.errors import InputError, TilenetError
 from tilenet.geometry import Window
+from tilenet.sources.bucket import Bucket
 from tilenet.sources.decoding import open_array
-from tilenet.sources.nodes import MAX_DOCUMENT, METADATA, Folder, Keys, Node
+from tilenet.sources.folder import SUFFIXES
+from tilenet.sources.nodes import MAX_DOCUMENT, METADATA, Folder, Keys, Node, read_node
 from tilenet.sources.picture import Picture, find_picture
 from tilenet.sources.placing import metres_of
 from tilenet.sources.rasterinfo import Found, RasterInfo, chosen_bands
+from tilenet.sources.remote import RemoteName, is_remote
 from tilenet.sources.stack import band_count, chosen_plane
 from tilenet.sources.view import View
 
-__all__ = ["StoreHandle", "find"]
+__all__ = ["StoreHandle", "find", "is_remote_store"]
 
-_MAX_STATS = 100_000
-"""Chunk files whose sizes and times count for the fingerprint."""
+_MAX_MARKS = 100_000
+"""Chunks whose sizes and times count for the fingerprint."""
+
+
+def open_keys(path: str) -> Keys:
+    """Return the store at a path or URL; nothing is read yet."""
+    return Bucket(RemoteName(path)) if is_remote(path) else Folder(path)
+
+
+def is_remote_store(name: RemoteName) -> bool:
+    """Return whether a Zarr store lies there; asks for its metadata unless the ending says no."""
+    return name.suffix.lower() not in SUFFIXES and read_node(Bucket(name), "") is not None
 
 
 def _sides(picture: Picture, sizes: tuple[int, ...]) -> tuple[int, int]:
@@ -39,7 +51,18 @@ def find(path: str, view: View) -> Found:
     InputError
         It holds no picture that is read, or a variable, a plane or a band must be chosen.
     """
-    keys = Folder(path)
+    try:
+        return _find(path, view)
+    except (TilenetError, OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever strange metadata raise inside
+        raise InputError(
+            f"its metadata cannot be read: {error}", path, "check the store"
+        ) from error
+
+
+def _find(path: str, view: View) -> Found:
+    keys = open_keys(path)
     picture = find_picture(keys, view.variable)
     full = picture.levels[0]
     open_array(keys, full)  # says now what zarr would say later
@@ -73,26 +96,14 @@ def _native_block(picture: Picture, level: int) -> tuple[int, int]:
 def _fingerprint(keys: Keys, picture: Picture, level: int) -> str:
     """Return a hash of an array's metadata and of its chunks' names, sizes and times.
 
-    Of more than 100,000 chunks, those that come first by name count, and the times of the folders.
+    Of more than 100,000 chunks, those that come first by name count, and, in a folder, the times of
+    its folders.
     """
     array, digest = picture.levels[level], hashlib.sha256()
     for node in (picture.levels[0], array):
         _add_documents(keys, node, digest)
-    left = _MAX_STATS
-    top = Path(keys.name) / array.path
-    for folder, folders, files in os.walk(top):
-        folders.sort()
-        inside = Path(folder)
-        digest.update(f"{inside.relative_to(top)}\0".encode(errors="surrogateescape"))
-        if left <= 0:
-            folders.clear()
-        for name in sorted(files)[:left]:
-            stat = (inside / name).stat(follow_symlinks=False)
-            line = f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0"
-            digest.update(line.encode(errors="surrogateescape"))
-        left -= len(files)
-        if left <= 0:
-            digest.update(f"{inside.stat().st_mtime_ns}\0{len(files)}\0".encode())
+    for mark in keys.marks(array.path, _MAX_MARKS):
+        digest.update(f"{mark}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -116,10 +127,10 @@ class StoreHandle:
     """
 
     def __init__(self, info: RasterInfo) -> None:
-        keys = Folder(info.path)
-        picture = find_picture(keys, info.view.variable)
+        self._keys = open_keys(info.path)
+        picture = find_picture(self._keys, info.view.variable)
         node = picture.levels[info.level]
-        self._array, self._axes = open_array(keys, node), picture.axes
+        self._array, self._axes = open_array(self._keys, node), picture.axes
         self._dtype, self._plane = np.dtype(info.stored_dtype), dict(info.plane)
         together = node.chunks[picture.axes.index("c")] if "c" in picture.axes else 1
         self._runs = _runs(info.bands, together)
