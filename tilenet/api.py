@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, replace
 from itertools import batched
@@ -34,8 +34,8 @@ from tilenet.models.session import Setup, choose, cores, network_shape
 from tilenet.models.store import ModelFiles, find_model
 from tilenet.results import Failure, PredictResult, RunResult, run_result
 from tilenet.sinks import label_path, read_image, warnings_for
-from tilenet.sources import Input, find_inputs
-from tilenet.strangers import is_folder
+from tilenet.sources import Input, RemoteName, find_inputs, named
+from tilenet.strangers import is_collection
 
 __all__ = ["Failure", "PredictResult", "RunResult", "estimate", "predict"]
 
@@ -87,8 +87,8 @@ def _request(config: PredictConfig, known: Setup | None) -> Request:
     return Request(config, files, shape, setup)
 
 
-def _is_single(paths: list[Path]) -> bool:
-    return len(paths) == 1 and not is_folder(paths[0])
+def _is_single(paths: Sequence[Path | RemoteName]) -> bool:
+    return len(paths) == 1 and (isinstance(paths[0], RemoteName) or not is_collection(paths[0]))
 
 
 def _named_output(out: Path, config: PredictConfig) -> Path:
@@ -249,7 +249,7 @@ def _predict_one(
 
 
 def _jobs(inputs: list[Input], out: Path) -> list[Job]:
-    jobs, names = [], dict[str, Path]()
+    jobs, names = [], dict[str, Path | RemoteName]()
     for source in inputs:
         name = str(source.stem).casefold()
         if name in names:
@@ -272,12 +272,12 @@ def _predict_many(
         raise OutputError("the output is a file", out, "give a folder for several inputs")
     jobs = _jobs(inputs, out)
     request = _request(config, None)
-    runs: dict[Path, RunResult] = {}
-    failed: dict[Path, Failure] = {}
+    runs: dict[Path | RemoteName, RunResult] = {}
+    failed: dict[Path | RemoteName, Failure] = {}
     large: list[PackItem] = []
     finished, plans = 0, list[Plan | None]()
 
-    def fail(path: Path, error: TilenetError) -> None:
+    def fail(path: Path | RemoteName, error: TilenetError) -> None:
         failed[path] = Failure(str(path), error.code, str(error))
 
     def advance(pixels: int) -> None:
@@ -313,9 +313,9 @@ def _predict_many(
 
 
 def _gather(
-    order: list[Path],
-    runs: dict[Path, RunResult],
-    failed: dict[Path, Failure],
+    order: list[Path | RemoteName],
+    runs: dict[Path | RemoteName, RunResult],
+    failed: dict[Path | RemoteName, Failure],
     alone: list[RunResult],
     clock: _Clock,
 ) -> PredictResult:
@@ -335,7 +335,7 @@ def _gather(
     )
 
 
-def _destination(inputs: list[Path], out: Path | None, config: PredictConfig) -> Path:
+def _destination(inputs: list[Path | RemoteName], out: Path | None, config: PredictConfig) -> Path:
     """Return where masks go: `out`, or the label's place in an image."""
     if config.into is None and out is not None:
         return out
@@ -349,7 +349,7 @@ def _destination(inputs: list[Path], out: Path | None, config: PredictConfig) ->
 
 
 def predict(
-    inputs: list[Path],
+    inputs: Sequence[Path | RemoteName | str],
     out: Path | None,
     config: PredictConfig,
     progress: Progress | None = None,
@@ -358,8 +358,8 @@ def predict(
 
     Parameters
     ----------
-    inputs : list of Path
-        Rasters and folders (searched recursively).
+    inputs : list of Path or str
+        Rasters and folders (searched recursively); URLs as str, since a `Path` would change them.
     out : Path or None
         For one raster the mask: ``x.zarr``, ``x.tif`` (a COG), ``x.ome.tif`` or ``x.png``.
         Otherwise a folder, one mask per input under the same stem. None if
@@ -380,9 +380,10 @@ def predict(
     """
     notify = progress or (lambda _done, _all: None)
     with convert_errors(out or config.into):
-        out = _destination(inputs, out, config)
-        found = find_inputs(inputs, out)
-        if _is_single(inputs):
+        names = [named(name) for name in inputs]
+        out = _destination(names, out, config)
+        found = find_inputs(names, out)
+        if _is_single(names):
             result = _predict_one(found[0], out, config, notify)
             _write_items(result.runs, config)
             return result
@@ -451,7 +452,7 @@ def _estimate(plan: Plan, files: ModelFiles) -> dict[str, Any]:
 
 
 def estimate(
-    inputs: list[Path], out: Path | None, config: PredictConfig
+    inputs: Sequence[Path | RemoteName | str], out: Path | None, config: PredictConfig
 ) -> Iterator[dict[str, Any]]:
     """Yield what `predict` would do with each input, without doing it.
 
@@ -466,9 +467,10 @@ def estimate(
         As `predict` would, before it begins. One of several inputs that fails has an ``error``.
     """
     with convert_errors(out or config.into):
-        out = _destination(inputs, out, config)
-        found = find_inputs(inputs, out)
-        single = _is_single(inputs)
+        names = [named(name) for name in inputs]
+        out = _destination(names, out, config)
+        found = find_inputs(names, out)
+        single = _is_single(names)
         if single:
             out = _named_output(out, config)
         request = _request(config, None)

@@ -23,7 +23,7 @@ from tilenet.console import tell as _tell
 from tilenet.errors import InterruptError, TilenetError
 from tilenet.memory import return_large_arrays
 from tilenet.stops import stopping_on_signals
-from tilenet.strangers import is_folder
+from tilenet.strangers import is_collection
 from tilenet.watchdog import watch_reads
 
 __all__ = ["app", "run"]
@@ -67,7 +67,7 @@ def _main(
 @app.command()
 def predict(  # noqa: PLR0913 - one parameter is one option
     inputs: Annotated[
-        list[Path], typer.Argument(help="Rasters, or folders of them.", readable=False)
+        list[str], typer.Argument(help="Rasters or Zarr stores, or folders of them.")
     ],
     out: Annotated[
         Path | None,
@@ -106,6 +106,9 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         float | None, typer.Option(help="Micrometres per pixel of the file, if it says none.")
     ] = None,
     plane: Annotated[str | None, typer.Option(help="Plane of a stack, as in z=3,t=0.")] = None,
+    variable: Annotated[
+        str | None, typer.Option(help="Array of a Zarr store, by its path inside.")
+    ] = None,
     bands: Annotated[str | None, typer.Option(help="Bands from 1, as in 4,3,2.")] = None,
     aoi: Annotated[
         Path | None, typer.Option(help="Polygons outside which nothing is done.", readable=False)
@@ -148,6 +151,9 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     read_timeout: Annotated[
         float | None, typer.Option(help="Seconds after which a read counts as stuck.")
     ] = None,
+    allow_remote: Annotated[
+        bool | None, typer.Option("--allow-remote", help="Read s3://… and other URLs.")
+    ] = None,
     insecure_cluster: Annotated[
         bool | None, typer.Option("--insecure-cluster", help="Take tcp:// beyond this machine.")
     ] = None,
@@ -168,19 +174,20 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         "into": into, "model": model, "model_config_file": model_config, "tile": tile,
         "overlap": overlap, "blend": blend, "batch_size": batch_size, "device": device,
         "backend": backend, "precision": precision, "level": level, "mpp": mpp,
-        "resolution": resolution, "source_mpp": source_mpp, "plane": plane,
+        "resolution": resolution, "source_mpp": source_mpp, "plane": plane, "variable": variable,
         "bands": _numbers(bands, int, "--bands"), "aoi": aoi, "within": within,
         "threshold": threshold, "probabilities": probabilities, "format": format,
         "zarr_format": zarr_format, "scheduler": scheduler, "block": block, "chunk": chunk,
         "stac": stac,
         "skip_nodata": False if no_skip else None, "overwrite": overwrite,
-        "strict": strict, "read_timeout": read_timeout, "insecure_cluster": insecure_cluster,
+        "strict": strict, "read_timeout": read_timeout, "allow_remote": allow_remote,
+        "insecure_cluster": insecure_cluster,
         "classes": None if classes is None else tuple(classes.split(",")),
         "mean": _numbers(mean, float, "--mean"), "std": _numbers(std, float, "--std"),
         "value_range": _numbers(value_range, float, "--value-range"), "activation": activation,
     }  # fmt: skip
     options = load_config(config, {key: value for key, value in flags.items() if value is not None})
-    several = len(inputs) > 1 or is_folder(inputs[0])
+    several = len(inputs) > 1 or is_collection(inputs[0])
     if dry_run:
         estimates = list(api.estimate(inputs, out, options))
         document = {"estimate": estimates if several else estimates[0]}
@@ -217,14 +224,17 @@ app.command()(cli_mask.export)
 
 @app.command()
 def info(
-    path: Annotated[Path, typer.Argument(help="A raster, a mask, or a model.", readable=False)],
+    path: Annotated[str, typer.Argument(help="A raster, a mask, or a model.")],
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Read s3://… and other URLs.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Say what a raster, a mask or a model is."""
     from tilenet.info import describe
     from tilenet.page import page
 
-    found = describe(path)
+    found = describe(path, allow_remote=allow_remote)
     _print(found if as_json else page(str(path), found))
 
 

@@ -72,6 +72,8 @@ class PredictConfig(BaseModel):
         Micrometres per pixel of the file, in place of what it says.
     plane : tuple of (str, int)
         Index of each further axis of a stack, as in ``z=3,t=0``.
+    variable : str or None
+        Which array of a Zarr store, by its path inside.
     bands : tuple of int or None
         Bands from 1.
     aoi : Path or None
@@ -102,6 +104,8 @@ class PredictConfig(BaseModel):
         Stop at pixels that cannot be read, instead of leaving them without an answer.
     read_timeout : float
         Seconds after which a read counts as stuck, and its process is ended.
+    allow_remote : bool
+        Read inputs that lie in an object store or on a web server.
     insecure_cluster : bool
         Take a ``tcp://`` scheduler beyond this machine, to which anybody can send code.
     classes, mean, std, value_range, activation : optional
@@ -124,6 +128,7 @@ class PredictConfig(BaseModel):
     resolution: Annotated[FiniteFloat, Field(gt=0)] | None = None
     source_mpp: Annotated[FiniteFloat, Field(gt=0)] | None = None
     plane: Annotated[tuple[tuple[str, int], ...], BeforeValidator(_plane)] = ()
+    variable: str | None = None
     bands: tuple[int, ...] | None = None
     aoi: Annotated[Path, AfterValidator(_absolute)] | None = None
     within: Annotated[str, Field(min_length=1), AfterValidator(_within)] = "none"
@@ -140,6 +145,7 @@ class PredictConfig(BaseModel):
     overwrite: bool = False
     strict: bool = False
     read_timeout: Annotated[float, Field(gt=0)] = 600.0
+    allow_remote: bool = False
     insecure_cluster: bool = False
     classes: tuple[str, ...] | None = None
     mean: tuple[FiniteFloat, ...] | None = None

@@ -15,7 +15,7 @@ from tilenet.models.store import bundled_models, find_model
 from tilenet.place import describe_place
 from tilenet.sinks import documents, open_store, warnings_for
 from tilenet.sinks.readers import readers_of
-from tilenet.sources import RasterInfo, open_raster
+from tilenet.sources import RasterInfo, RemoteName, View, open_raster
 from tilenet.sources.gdal import DRIVERS, environment, open_dataset
 from tilenet.strangers import parse_json
 
@@ -27,20 +27,22 @@ _ENLARGED = 2.0
 """A raster may be so many times coarser than what a network was trained at."""
 
 
-def describe_raster(path: Path) -> Document:
+def describe_raster(path: Path | RemoteName, view: View | None = None) -> Document:
     """Return what an image is.
 
     Parameters
     ----------
-    path : Path
+    path : Path or RemoteName
         A raster.
+    view : View, optional
+        How to look at it.
 
     Raises
     ------
     InputError
         It cannot be opened.
     """
-    found = open_raster(path, checked=False).info
+    found = open_raster(path, view, checked=False).info
     return {
         "kind": "raster",
         **_file(found),

@@ -19,7 +19,8 @@ from tilenet.models.card import ModelCard
 from tilenet.models.contract import keeps_batch_contract
 from tilenet.models.session import choose, cores, cpu_flags, network_shape, open_session
 from tilenet.models.store import BUNDLED, ModelFiles, bundled_models, cache_folder, find_model
-from tilenet.strangers import exists
+from tilenet.sources import RemoteName, View, is_mask_store, named
+from tilenet.strangers import exists, is_store
 
 __all__ = ["describe", "examine", "list_models"]
 
@@ -40,35 +41,36 @@ def _describe_model(files: ModelFiles) -> dict[str, Any]:
     }
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe(name: Path | str, *, allow_remote: bool = False) -> dict[str, Any]:
     """Return what a raster, a mask or a model is.
+
+    Parameters
+    ----------
+    name : Path or str
+        A URL as str.
+    allow_remote : bool
+        Whether it may lie on another machine.
 
     Raises
     ------
     InputError
         None of these.
     """
+    path = named(name)
+    if isinstance(path, RemoteName):
+        return describe_raster(path, View(allow_remote=allow_remote))
     if not exists(path) and str(path) in bundled_models():
         return _describe_model(find_model(str(path), None, {}))
     if not exists(path):
         raise InputError("no such file or folder", path, "check the path")
     if path.suffix.lower() == ".onnx" or (path / "config.json").is_file():
         return _describe_model(find_model(str(path), None, {}))
+    if is_store(path) and not is_mask_store(path):
+        return describe_raster(path)
     if path.is_dir():
-        return _describe_folder(path)
+        return describe_store(path)
     made_by = read_sidecar(path)
     return describe_raster(path) if made_by is None else describe_file(path, made_by)
-
-
-def _describe_folder(path: Path) -> dict[str, Any]:
-    """Describe a mask of ours, or an image that is a folder."""
-    try:
-        return describe_store(path)
-    except InputError as not_ours:
-        try:
-            return describe_raster(path)
-        except InputError:
-            raise not_ours from None
 
 
 def list_models() -> list[dict[str, Any]]:

@@ -9,7 +9,16 @@ import json
 import os
 from typing import Any
 
-__all__ = ["ELSEWHERE", "exists", "forget_drivers", "is_file", "is_folder", "parse_json"]
+__all__ = [
+    "ELSEWHERE",
+    "exists",
+    "forget_drivers",
+    "is_collection",
+    "is_file",
+    "is_folder",
+    "is_store",
+    "parse_json",
+]
 
 
 ELSEWHERE = (
@@ -44,6 +53,19 @@ def is_file(path: str | os.PathLike[str]) -> bool:
 def is_folder(path: str | os.PathLike[str]) -> bool:
     """Whether a folder is there, perhaps behind links."""
     return os.path.isdir(path)  # noqa: PTH112
+
+
+def is_store(path: str | os.PathLike[str]) -> bool:
+    """Whether a Zarr group or array is there, in a folder."""
+    return is_folder(path) and any(
+        is_file(os.path.join(path, name))  # noqa: PTH118
+        for name in ("zarr.json", ".zgroup", ".zarray")
+    )
+
+
+def is_collection(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder is there that is not itself a raster."""
+    return is_folder(path) and not is_store(path)
 
 
 def parse_json(text: bytes | str) -> Any:

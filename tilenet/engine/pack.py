@@ -36,7 +36,7 @@ from tilenet.geometry import Window
 from tilenet.models.session import NetworkShape, Setup
 from tilenet.models.store import ModelFiles
 from tilenet.sinks import MaskStore, read_image
-from tilenet.sources import Raster, RasterInfo, View, area_of, open_raster
+from tilenet.sources import Raster, RasterInfo, RemoteName, View, area_of, open_raster
 from tilenet.watchdog import watched
 
 __all__ = ["Job", "PackItem", "Request", "open_job", "pack_task", "plan_for"]
@@ -73,13 +73,13 @@ class Job:
 
     Parameters
     ----------
-    path : Path
+    path : Path or RemoteName
         The raster.
     out : Path
         The mask; without an ending if the raster decides its format.
     """
 
-    path: Path
+    path: Path | RemoteName
     out: Path
 
 
@@ -142,6 +142,8 @@ def _view(request: Request) -> View:
         resolution=config.resolution,
         source_mpp=config.source_mpp,
         plane=config.plane,
+        variable=config.variable,
+        allow_remote=config.allow_remote,
         trained_mpp=card.mpp,
         trained_resolution=card.ground_resolution,
     )

@@ -95,6 +95,7 @@ def view_of(recipe: dict[str, Any]) -> View:
         **kept | {
             "bands": None if bands is None else tuple(bands),
             "plane": tuple((axis, index) for axis, index in kept["plane"]),
+            "allow_remote": False,  # a mask from a stranger must not make us use the network
         }
     )  # fmt: skip
 

@@ -4,8 +4,10 @@ from tilenet.sources.area import Area, area_of
 from tilenet.sources.folder import Input, find_inputs
 from tilenet.sources.gdal import CACHE_BYTES
 from tilenet.sources.opening import open_handle, open_raster
+from tilenet.sources.picture import is_mask_store
 from tilenet.sources.raster import Raster
 from tilenet.sources.rasterinfo import RasterInfo
+from tilenet.sources.remote import RemoteName, named
 from tilenet.sources.view import View
 
 __all__ = [
@@ -14,9 +16,12 @@ __all__ = [
     "Input",
     "Raster",
     "RasterInfo",
+    "RemoteName",
     "View",
     "area_of",
     "find_inputs",
+    "is_mask_store",
+    "named",
     "open_handle",
     "open_raster",
 ]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tilenet.errors import InputError
-from tilenet.strangers import exists, is_folder
+from tilenet.errors import InputError, TilenetError
+from tilenet.sources.picture import is_mask_store
+from tilenet.sources.remote import RemoteName
+from tilenet.strangers import exists, is_collection, is_store
 
 __all__ = ["SUFFIXES", "Input", "find_inputs"]
 
@@ -26,30 +30,53 @@ class Input:
 
     Parameters
     ----------
-    path : Path
-        The file.
+    path : Path or RemoteName
+        The file, or the folder of a Zarr store.
     stem : Path
         Its mask's name without an ending, relative to the output folder.
     """
 
-    path: Path
+    path: Path | RemoteName
     stem: Path
 
 
+def _stem(path: Path) -> Path:
+    """Return a path without its ending, which OME's files have two of."""
+    name = path.name
+    for ending in (".ome.zarr", ".zarr"):
+        if name.lower().endswith(ending) and len(name) > len(ending):
+            return path.with_name(name[: -len(ending)])
+    return path.with_suffix("")
+
+
 def _is_mask(path: Path) -> bool:
-    """Whether tilenet made the file: its document lies beside it (or beside its mask)."""
+    """Whether tilenet made it: its document lies beside it (or beside its mask), or in it."""
+    if is_store(path):
+        try:
+            return is_mask_store(path)
+        except TilenetError:  # opening it says what is wrong
+            return False
     stem = path.name.removesuffix(".prob.tif")
     endings = ("",) if stem == path.name else (".tif", ".png")
     return any(path.with_name(f"{stem}{end}.tilenet.json").exists() for end in endings)
 
 
+def _rasters(folder: Path) -> Iterator[Path]:
+    """Yield files with known endings, and Zarr stores, but nothing that lies in these."""
+    for base, folders, files in os.walk(folder):
+        inside = Path(base)
+        yield from (inside / name for name in files if Path(name).suffix.lower() in SUFFIXES)
+        stores = [name for name in folders if is_store(inside / name)]
+        yield from (inside / name for name in stores)
+        folders[:] = [name for name in folders if name not in stores and not name.startswith(".")]
+
+
 def _in_folder(folder: Path, out: Path) -> list[Input]:
     inside = out.absolute() if out.absolute() != folder.absolute() else None
     found = [
-        Input(path, path.relative_to(folder).with_suffix(""))
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in SUFFIXES
-        and path.is_file()
+        Input(path, _stem(path.relative_to(folder)))
+        for path in sorted(_rasters(folder))
+        if (path.is_file() or path.is_dir())
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and inside not in path.absolute().parents
         and not _is_mask(path)
@@ -59,14 +86,14 @@ def _in_folder(folder: Path, out: Path) -> list[Input]:
     return found
 
 
-def find_inputs(paths: list[Path], out: Path) -> list[Input]:
+def find_inputs(paths: Sequence[Path | RemoteName], out: Path) -> list[Input]:
     """Return the rasters that files and folders (searched recursively) name, in order.
 
     One of several that does not exist is returned too: opening it says so, and the others go on.
 
     Parameters
     ----------
-    paths : list of Path
+    paths : list of Path or RemoteName
         Rasters and folders.
     out : Path
         Where masks go. What lies there is no input, nor is any other mask of tilenet's in a folder.
@@ -78,10 +105,12 @@ def find_inputs(paths: list[Path], out: Path) -> list[Input]:
     """
     inputs: list[Input] = []
     for path in paths:
-        if is_folder(path):
+        if isinstance(path, RemoteName):
+            inputs.append(Input(path, _stem(Path(path.name))))
+        elif is_collection(path):
             inputs += _in_folder(path, out)
         elif exists(path) or len(paths) > 1:
-            inputs.append(Input(path, Path(path.stem)))
+            inputs.append(Input(path, _stem(Path(path.name))))
         else:
             raise InputError("no such file or folder", path, "check the path")
     return inputs

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.errors import InputError, TilenetError
-from tilenet.sources import gdal, slide, tiff
+from tilenet.sources import gdal, slide, store, tiff
 from tilenet.sources.raster import Handle, Raster
 from tilenet.sources.rasterinfo import Found, RasterInfo, settled
+from tilenet.sources.remote import RemoteName, is_remote, require_permission
 from tilenet.sources.view import View
-from tilenet.strangers import exists, is_file
+from tilenet.strangers import exists, is_file, is_store
 
 __all__ = ["open_handle", "open_raster"]
 
@@ -20,6 +21,7 @@ _LARGE = 1 << 24
 _HANDLES: dict[str, Callable[[RasterInfo], Handle]] = {
     "openslide": slide.SlideHandle,
     "tifffile": tiff.TiffHandle,
+    "zarr": store.StoreHandle,
 }
 
 
@@ -29,7 +31,11 @@ def open_handle(info: RasterInfo) -> Handle:
 
 
 def open_raster(
-    path: str | Path, view: View | None = None, *, checked: bool = True, keep_open: bool = False
+    path: str | Path | RemoteName,
+    view: View | None = None,
+    *,
+    checked: bool = True,
+    keep_open: bool = False,
 ) -> Raster:
     """Open a raster and look at its header.
 
@@ -38,8 +44,8 @@ def open_raster(
 
     Parameters
     ----------
-    path : str or Path
-        A local file.
+    path : str, Path or RemoteName
+        A file, or a Zarr store in a folder; with the view's `allow_remote`, in an object store.
     view : View, optional
         How to look at it: bands, level or resolution, plane. Default: all bands but alpha at full
         resolution.
@@ -53,17 +59,22 @@ def open_raster(
     InputError
         The file is missing, no raster of a known format, or of a kind of pixel that is no image.
     UsageError
-        The extra that reads it is not installed.
+        The extra that reads it is not installed, or it lies elsewhere and that is not allowed.
     """
-    name = str(path)
+    name, view = str(path), view or View()
+    if is_remote(name):
+        return _remote(RemoteName(name), view)
     if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
         raise InputError("the name is not UTF-8", name, "rename the file")
     if not exists(name):
         raise InputError("no such file", name, "check the path")
+    if is_store(name):
+        return Raster(settled(store.find(str(Path(name).absolute()), view), view), open_handle)
     if not is_file(name):
         raise InputError("not a regular file", name, "give a raster or a folder of rasters")
-    name = str(Path(path).absolute())
-    view = view or View()
+    name = str(Path(name).absolute())
+    if view.variable is not None:
+        raise InputError("has no variables to choose from", name, "leave --variable out")
     if slide.is_slide(name):
         return Raster(settled(slide.find(name, view), view), open_handle)
     try:
@@ -74,6 +85,14 @@ def open_raster(
         found = (slide if slide.detects(name) else tiff).find(name, view, checked=checked)
         return Raster(settled(found, view), open_handle)
     return _by_gdal(name, dataset, view, checked=checked, keep_open=keep_open)
+
+
+def _remote(name: RemoteName, view: View) -> Raster:
+    """Open a raster that lies elsewhere."""
+    require_permission(name, view.allow_remote)
+    if not store.is_remote_store(name):
+        raise InputError("no Zarr store there", name, "check the name")
+    return Raster(settled(store.find(name.url, view), view), open_handle)
 
 
 def _dataset(name: str) -> Any:

@@ -16,7 +16,7 @@ from tilenet.errors import InputError, ResourceError, TilenetError
 from tilenet.geometry import Window, reflect
 from tilenet.sources.rasterinfo import RasterInfo
 from tilenet.sources.resample import resample, source_window, target_window
-from tilenet.sources.salvage import Pixels, is_out_of_memory, salvage
+from tilenet.sources.salvage import Pixels, is_blameless, is_out_of_memory, salvage
 from tilenet.sources.validity import invalid_values
 
 __all__ = ["Handle", "Raster"]
@@ -146,6 +146,8 @@ class Raster:
         with self._handle() as handle:
             try:
                 pixels, valid = self._read_grid(handle, box, fill, damaged)
+            except TilenetError:
+                raise
             except Exception as error:  # GDAL's own classes are neither RasterioError nor OSError
                 raise self._trouble(f"pixels cannot be read at {box}", error) from error
         if self.area is not None and kept is not None and not kept.all():
@@ -204,7 +206,7 @@ class Raster:
         try:
             return self._read(handle, box, fill)
         except Exception as error:
-            if damaged is None or self.info.driver not in _INDEPENDENT or is_out_of_memory(error):
+            if damaged is None or self.info.driver not in _INDEPENDENT or is_blameless(error):
                 raise
         blank = _as_pixels(fill, np.dtype(self.info.dtype))
         read = partial(self._read, handle, fill=fill)

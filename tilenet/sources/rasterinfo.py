@@ -119,6 +119,8 @@ class Found:
         From a level, to the height and width of its own tile or strip.
     notes : tuple of str
         What the user should know.
+    fingerprint : callable or None
+        From a level, to a hash of what is read; None for that of `files`.
     """
 
     path: str
@@ -137,6 +139,7 @@ class Found:
     plane: tuple[tuple[str, int], ...] = ()
     planes: tuple[tuple[str, int], ...] = ()
     notes: tuple[str, ...] = ()
+    fingerprint: Callable[[int], str] | None = None
 
 
 def chosen_bands(
@@ -180,7 +183,11 @@ def settled(found: Found, view: View) -> RasterInfo:
         view=view,
         notes=found.notes + chosen.notes,
         files=found.files,
-        fingerprint=fingerprint(found.files),
+        fingerprint=(
+            fingerprint(found.files)
+            if found.fingerprint is None
+            else found.fingerprint(chosen.level)
+        ),
     )
 
 

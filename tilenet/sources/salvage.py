@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tilenet.errors import TilenetError
 from tilenet.geometry import Window
 
-__all__ = ["Pixels", "is_out_of_memory", "salvage"]
+__all__ = ["Pixels", "is_blameless", "is_out_of_memory", "salvage"]
 
 Pixels = tuple[NDArray[Any], NDArray[np.bool_] | None]
 """(C, h, w), and which of them are valid, (h, w); None = all."""
@@ -20,6 +21,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error of GDAL's or numpy's is about memory, and not about the file."""
     cause = error.__cause__ or error
     return isinstance(error, MemoryError) or "OutOfMemory" in type(cause).__name__
+
+
+def is_blameless(error: BaseException) -> bool:
+    """Return whether the file is not to blame: a disk or a network that gives out may recover."""
+    return isinstance(error, TilenetError) or is_out_of_memory(error)
 
 
 def salvage(
@@ -47,7 +53,7 @@ def salvage(
     Raises
     ------
     MemoryError
-        And GDAL's kind of it: that is not the file's fault.
+        And GDAL's kind of it, and what is wrong with the machine: that is not the file's fault.
     """
     halves = _halves(box, native)
     if not halves:
@@ -59,7 +65,7 @@ def salvage(
         try:
             parts.append(read(half))
         except Exception as error:
-            if is_out_of_memory(error):
+            if is_blameless(error):
                 raise
             parts.append(salvage(read, half, native, blank, damaged))
     axis = 0 if halves[0].col == halves[1].col else 1

@@ -35,6 +35,10 @@ class View:
         Micrometres per pixel of the file's full resolution, whatever it says itself.
     plane : tuple of (str, int)
         Which index of each further axis (z, t, …) of a stack, from 0.
+    variable : str, optional
+        Which array of a Zarr store, by its path inside.
+    allow_remote : bool
+        Whether it may lie on another machine.
     trained_mpp, trained_resolution : float, optional
         What the network was trained at (a resolution in metres, for a projected CRS): followed
         where nothing else is asked for and the file tells its own.
@@ -46,6 +50,8 @@ class View:
     resolution: float | None = None
     source_mpp: float | None = None
     plane: tuple[tuple[str, int], ...] = ()
+    variable: str | None = None
+    allow_remote: bool = False
     trained_mpp: float | None = None
     trained_resolution: float | None = None
 

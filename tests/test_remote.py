@@ -1,0 +1,167 @@
+"""Zarr stores in an object store: a server on this machine that speaks S3."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import stores
+import zarr
+from rasters import picture, write_tif
+
+from tilenet.api import predict
+from tilenet.config import PredictConfig
+from tilenet.errors import InputError, ResourceError, UsageError
+from tilenet.geometry import Window
+from tilenet.sources import RemoteName, View, find_inputs, named, open_raster
+from tilenet.sources import bucket as sources_bucket
+
+PIXELS = picture(150, 170, seed=4)
+ALLOWED = View(allow_remote=True)
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Return the address of an S3 server on the loopback interface."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(server, monkeypatch):
+    """Return an empty bucket as obstore sees it; the environment leads to it."""
+    import obstore
+    from obstore.store import HTTPStore, S3Store
+
+    for name, value in {
+        "AWS_ENDPOINT_URL": server, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_REGION": "us-east-1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    plain = {"allow_http": True}
+    obstore.put(HTTPStore.from_url(server, client_options=plain), "bucket", b"")
+    store = S3Store("bucket", endpoint=server, client_options=plain)
+    obstore.delete(store, [one["path"] for one in obstore.list(store).collect()])
+    return store
+
+
+def upload(bucket, folder, prefix=""):
+    """Put every file of a folder into the bucket."""
+    import obstore
+
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            obstore.put(bucket, f"{prefix}{path.relative_to(folder)}", path.read_bytes())
+
+
+def read_all(name, view=ALLOWED):
+    raster = open_raster(name, view)
+    window = Window(0, 0, raster.info.height, raster.info.width)
+    return raster.read(window, np.zeros(len(raster.info.bands)))[0]
+
+
+def test_names_of_what_lies_elsewhere():
+    name = named("s3://bucket/a//b.ome.zarr")
+    assert isinstance(name, RemoteName)
+    assert (name.scheme, name.bucket, name.key) == ("s3", "bucket", "a//b.ome.zarr")
+    assert (name.name, str(name), name.absolute()) == ("b.ome.zarr", name.url, name)
+    assert named("https://host/a.tif?key=b//c").suffix == ".tif"
+    assert isinstance(named("/vsicurl/https://host/a.tif"), RemoteName)
+    for local in ("a.tif", "s3/a.tif", "s3:a", "C:/a", "/vsi", "x/vsicurl/a"):
+        assert not isinstance(named(local), RemoteName)
+    [found] = find_inputs([name], None)
+    assert str(found.stem) == "b"
+
+
+@pytest.mark.parametrize("name", ["s3://b/a.zarr", "https://host/a.zarr", "/vsicurl/https://h/a"])
+def test_the_network_needs_permission(name, tmp_path, cli, models):
+    with pytest.raises(UsageError, match="--allow-remote"):
+        open_raster(named(name))
+    done = cli("predict", name, "-o", tmp_path / "m.zarr", "-m", models / "identity.onnx")
+    assert done.code == 2
+    assert f"{name}; to read it there, give --allow-remote" in done.err
+
+
+def test_a_mask_is_the_same_from_a_bucket(bucket, tmp_path, models, cli):
+    model = models / "conv.onnx"
+    config = PredictConfig(model=str(model), tile=64, block=128, chunk=64)
+    upload(bucket, stores.ome(tmp_path / "a.zarr", PIXELS, levels=2), "some/a.zarr/")
+    upload(bucket, stores.ome(tmp_path / "b.zarr", PIXELS, zarr_format=3, shards=(3, 64, 64)), "b/")
+    write_tif(tmp_path / "c.tif", PIXELS)
+    predict([tmp_path / "c.tif"], tmp_path / "c.zarr", config)
+    expected = zarr.open_array(tmp_path / "c.zarr/mask")[...]
+    flags = ["-m", model, "--tile", 64, "--block", 128, "--chunk", 64, "--allow-remote"]
+    for name in ("some/a.zarr", "b"):
+        out = tmp_path / f"{name[-1]}.mask.zarr"
+        done = cli("predict", f"s3://bucket/{name}", "-o", out, *flags, "--json")
+        assert done.code == 0, done.err
+        assert np.array_equal(zarr.open_array(out / "mask")[...], expected)
+        assert json.loads(done.out)["input"] == f"s3://bucket/{name}"
+        assert cli("predict", f"s3://bucket/{name}", "-o", out, *flags).code == 0
+        assert cli("verify", out).code == 0
+    many = cli("predict", "s3://bucket/some/a.zarr", "s3://bucket/b", "s3://bucket/none",
+               "-o", tmp_path / "all", *flags)  # fmt: skip
+    assert many.code == 7
+    assert "no Zarr store there; s3://bucket/none" in many.err
+    assert len(list((tmp_path / "all").glob("[ab].png"))) == 2
+    said = json.loads(cli("info", "s3://bucket/b", "--allow-remote", "--json").out)
+    assert (said["driver"], said["bands"], said["native_block"]) == ("zarr", 3, [32, 32])
+
+
+def test_a_worker_opens_it_again(bucket, tmp_path):
+    upload(bucket, stores.ome(tmp_path / "a.zarr", PIXELS), "a.zarr/")
+    raster = pickle.loads(pickle.dumps(open_raster("s3://bucket/a.zarr", ALLOWED)))
+    assert np.array_equal(raster.read(Window(0, 0, 150, 170), np.zeros(3))[0], PIXELS)
+
+
+def test_variables_are_found_by_listing(bucket, tmp_path):
+    found = stores.dataset(PIXELS, clouds=(("y", "x"), PIXELS[0]))
+    upload(bucket, stores.write(tmp_path / "a.zarr", found), "a.zarr/")
+    with pytest.raises(InputError, match=r"2 variables \(clouds, image\)"):
+        open_raster("s3://bucket/a.zarr", ALLOWED)
+    view = View(variable="image", allow_remote=True)
+    assert np.array_equal(read_all("s3://bucket/a.zarr", view), PIXELS)
+
+
+def test_a_changed_object_is_another_input(bucket, tmp_path):
+    path = stores.ome(tmp_path / "a.zarr", PIXELS)
+    upload(bucket, path, "a.zarr/")
+    before = open_raster("s3://bucket/a.zarr", ALLOWED).info.fingerprint
+    assert open_raster("s3://bucket/a.zarr", ALLOWED).info.fingerprint == before
+    zarr.open_array(path / "0", mode="r+")[0, 0, 0] ^= 255
+    upload(bucket, path, "a.zarr/")
+    assert open_raster("s3://bucket/a.zarr", ALLOWED).info.fingerprint != before
+
+
+def test_what_is_missing_there_is_fill_and_what_is_broken_is_listed(bucket, tmp_path):
+    import obstore
+
+    path = stores.ome(tmp_path / "a.zarr", PIXELS, chunks=(3, 50, 50), fill_value=7)
+    upload(bucket, path, "a.zarr/")
+    obstore.delete(bucket, "a.zarr/0/0.1.1")
+    obstore.put(bucket, "a.zarr/0/0.2.0", b"\0" * 100)
+    damaged = []
+    raster = open_raster("s3://bucket/a.zarr", ALLOWED)
+    pixels, _ = raster.read(Window(0, 0, 150, 170), np.zeros(3), damaged)
+    assert damaged == [Window(100, 0, 50, 50)]
+    assert (pixels[:, 50:100, 50:100] == 7).all()
+
+
+def test_a_server_that_does_not_answer_is_no_damage(bucket, tmp_path, monkeypatch):
+    upload(bucket, stores.ome(tmp_path / "a.zarr", PIXELS), "a.zarr/")
+    raster = open_raster("s3://bucket/a.zarr", ALLOWED)
+    window, damaged = Window(0, 0, 150, 170), []
+    assert np.array_equal(raster.read(window, np.zeros(3))[0], PIXELS)
+    monkeypatch.setattr(sources_bucket, "_RETRIES", 0)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    raster._idle[0]._keys._store = sources_bucket.open_objects(RemoteName("s3://bucket/a.zarr"))
+    with pytest.raises(ResourceError, match="does not answer"):
+        raster.read(window, np.zeros(3), damaged)
+    assert damaged == []
+    with pytest.raises(ResourceError, match="does not answer"):
+        open_raster("s3://bucket/a.zarr", ALLOWED)
