@@ -342,6 +342,7 @@ REFUSED = {
     "large chunks": (changed(shape=[1, 1 << 20, 1 << 20], chunks=[1, 1 << 15, 1 << 15]), "64 MiB"),
     "no numbers": (changed(shape=[3, "150", 170]), "no array's"),
     "negative": (changed(shape=[3, -150, 170]), "no array's"),
+    "no pixels": (changed(shape=[3, 0, 170]), "it is empty"),
     "chunks of nothing": (changed(chunks=[0, 64, 64]), "no array's"),
     "many axes": (changed(shape=[1] * 99, chunks=[1] * 99), "no array's"),
     "deep": (deep, r"\.zarray is no JSON"),

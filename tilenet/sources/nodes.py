@@ -204,6 +204,8 @@ class Node:
                 f"pixels are {self.document.get('data_type') or self.document.get('dtype')}",
                 where, "convert them to 8- or 16-bit integers or float32",
             )  # fmt: skip
+        if pixels and 0 in self.shape:
+            raise InputError("it is empty", where, "check the store")
         if pixels and self.dtype not in AS_READ and self.dtype not in CONVERTED:
             raise InputError(
                 f"pixels are {self.dtype}", where,
@@ -225,7 +227,7 @@ def _check_sizes(node: Node, where: str) -> None:
     if node.zarr_format == 3 and node.document["chunk_grid"]["name"] != "regular":
         raise InputError("its chunks are of many sizes", where, "write it in equal chunks")
     for sizes in (shape, chunks, stored):
-        if len(sizes) != len(shape) or not all(type(n) is int and 0 <= n < 1 << 40 for n in sizes):
+        if len(sizes) != len(shape) or not all(type(n) is int and 0 <= n < 1 << 31 for n in sizes):
             raise ValueError("sizes")
     if len(shape) > _MAX_AXES or min(*chunks, *stored, 1) < 1:
         raise ValueError("axes")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import rasterio
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
@@ -128,20 +129,26 @@ def _crs(said: Mapping[str, Any], store: str) -> str | None:
     code, number = said.get("proj:code", said.get("crs")), said.get("proj:epsg")
     json_crs = said.get("proj:projjson", gdal.get("projjson"))
     try:
-        for text in texts:
-            if isinstance(text, str) and text and len(text) <= _MAX_TEXT:
-                return _wkt(CRS.from_wkt(text))
-        if isinstance(code, str) and (match := re.fullmatch(r"([A-Za-z]{2,10}):(\w{1,20})", code)):
-            return _wkt(CRS.from_authority(match[1], match[2]))
-        if type(number) is int:
-            return _wkt(CRS.from_epsg(number))
-        if isinstance(json_crs, dict):
-            text = json.dumps(json_crs)
-            return _wkt(CRS.from_string(text)) if len(text) <= _MAX_TEXT else None
+        with rasterio.Env():  # else GDAL writes its complaints on stderr
+            return _parsed(texts, code, number, json_crs)
     except (CRSError, ValueError) as error:
         raise InputError(
             f"its CRS cannot be read: {error}", store, "correct it in the metadata"
         ) from error
+
+
+def _parsed(texts: list[Any], code: Any, number: Any, json_crs: Any) -> str | None:
+    """Return the first of several forms of a CRS, as WKT."""
+    for text in texts:
+        if isinstance(text, str) and text and len(text) <= _MAX_TEXT:
+            return _wkt(CRS.from_wkt(text))
+    if isinstance(code, str) and (match := re.fullmatch(r"([A-Za-z]{2,10}):(\w{1,20})", code)):
+        return _wkt(CRS.from_authority(match[1], match[2]))
+    if type(number) is int:
+        return _wkt(CRS.from_epsg(number))
+    if isinstance(json_crs, dict):
+        text = json.dumps(json_crs)
+        return _wkt(CRS.from_string(text)) if len(text) <= _MAX_TEXT else None
     return None
 
 
