@@ -32,8 +32,7 @@ __all__ = ["Outline", "outline_of"]
 
 _PAGE = 512
 _FINE = 2.0**24  # vertices are kept to this part of a pixel, which moves by whole pixels exactly
-_MANY = 512  # vertices from which a polygon is cut to what is needed of it
-_REACH = 2.0  # pixels beyond the border up to which it is needed
+_MANY = 512  # vertices beyond which a polygon is cut into pieces
 _DEGREES = (180.0, 90.0)
 _one_thread = threading.Lock()  # a prepared polygon makes its index when it is first asked
 _HERE = "draw it on this raster, or say which CRS it is in"
@@ -79,12 +78,10 @@ def _pages(window: Window) -> Iterator[Window]:
             yield Window(row, col, _PAGE, _PAGE)
 
 
-def _box(window: Window, reach: float = 0.0) -> Any:
+def _box(window: Window) -> Any:
     import shapely
 
-    return shapely.box(
-        window.col - reach, window.row - reach, window.col_stop + reach, window.row_stop + reach
-    )
+    return shapely.box(window.col, window.row, window.col_stop, window.row_stop)
 
 
 def _burnt(shapes: Any, tree: Any, page: Window) -> NDArray[np.bool_]:
@@ -94,21 +91,42 @@ def _burnt(shapes: Any, tree: Any, page: Window) -> NDArray[np.bool_]:
     shape = (page.height, page.width)
     with _one_thread:
         hits = shapes[tree.query(_box(page), predicate="intersects")]
-        whole = shapely.contains_properly(hits, _box(page)).any()
+        whole = shapely.contains(hits, _box(page)).any()
     if whole or not len(hits):
         return np.broadcast_to(np.bool_(whole), shape)
-    burnt: NDArray[np.bool_] = burn([(one, 1) for one in _cut(hits, _box(page, _REACH))], page) != 0
+    burnt: NDArray[np.bool_] = burn([(one, 1) for one in hits], page) != 0
     return burnt
 
 
-def _cut(shapes: Any, box: Any) -> Any:
-    """Return polygons of which those with many vertices are cut to a box."""
+def _pieces(shapes: Any, height: int, width: int) -> list[Any]:
+    """Return polygons, those with many vertices in pieces, so that few are looked at for a page.
+
+    The cuts run between pages, and never through a pixel's centre. What is far off is left out.
+    """
     import shapely
 
-    many = shapely.get_num_coordinates(shapes) > _MANY
-    cut = shapely.get_parts(shapely.intersection(shapes[many], box))
-    found = np.concatenate([shapes[~many], cut])
-    return shapely.get_parts(found[shapely.area(found) > 0])
+    bottom, right = (-(-size // _PAGE) * _PAGE + _PAGE for size in (height, width))
+    whole = Window.from_bounds(-_PAGE, -_PAGE, bottom, right)
+    made, left = list[Any](), [(one, whole) for one in shapely.get_parts(shapes)]
+    while left:
+        shape, window = left.pop()
+        if shapely.get_num_coordinates(shape) <= _MANY or window.pixels <= _PAGE**2:
+            made.append(shape)
+            continue
+        for half in _halves(window):
+            parts = shapely.get_parts(shapely.intersection(shape, _box(half)))
+            left += [(part, half) for part in parts if part.area > 0]
+    return made
+
+
+def _halves(window: Window) -> tuple[Window, Window]:
+    """Return the halves of some pages, cut along a page's border."""
+    row, col, height, width = window.row, window.col, window.height, window.width
+    if height >= width:
+        upper = height // _PAGE // 2 * _PAGE
+        return Window(row, col, upper, width), Window(row + upper, col, height - upper, width)
+    first = width // _PAGE // 2 * _PAGE
+    return Window(row, col, height, first), Window(row, col + first, height, width - first)
 
 
 @lru_cache(maxsize=8)
@@ -151,12 +169,13 @@ def outline_of(path: str, info: RasterInfo) -> Outline:
     else:
         shapes, _ = shapes_near(read_frame(path), grid)
     whole = _box(Window(0, 0, info.height, info.width))
-    shapes = shapes[shapely.area(shapely.intersection(shapes, whole)) > 0]
-    if not len(shapes):
+    pieces = np.array(_pieces(shapes, info.height, info.width), object)
+    pieces = pieces[shapely.area(shapely.intersection(pieces, whole)) > 0]
+    if not len(pieces):
         raise InputError("the area of interest lies elsewhere", info.path, f"none of {path} is on")
-    kept = _cut(shapely.get_parts(shapes), _box(Window(0, 0, info.height, info.width), _REACH))
-    fine = shapely.transform(kept, lambda points: np.rint(points * _FINE) / _FINE)
-    content = shapely.to_wkb(shapely.multipolygons(fine), byte_order=1, output_dimension=2)
+    fine = shapely.transform(pieces, lambda points: np.rint(points * _FINE) / _FINE)
+    whole = shapely.multipolygons(fine)
+    content = bytes(shapely.to_wkb(whole, byte_order=1, output_dimension=2))
     return Outline(path, pack(content), hashlib.sha256(content).hexdigest())
 
 
