@@ -183,6 +183,12 @@ def _shares(items: list[PackItem]) -> list[float]:
     return [part / (sum(pixels) or 1) for part in pixels]
 
 
+def _say_notes(items: list[PackItem]) -> None:
+    for item in items:
+        for note in () if item.plan is None else item.plan.raster.notes:
+            _logger.warning("%s", note)
+
+
 def _executor(config: PredictConfig, tasks: int) -> AbstractContextManager[Executor]:
     return open_executor(config.scheduler, tasks, insecure=config.insecure_cluster)
 
@@ -197,6 +203,7 @@ def _predict_one(
     [item], spans = pack_task([Job(source.path, out)], request, named=True)
     if item.error is not None:
         raise item.error
+    _say_notes([item])
     assert item.plan is not None
     total = item.plan.raster.height * item.plan.raster.width
     finished = 0
@@ -259,6 +266,7 @@ def _predict_many(
         packs = ((pack, request) for pack in batched(jobs, _PACK))
         for items, spans in run_many(executor, pack_task, packs):
             clock.meter.add(spans)
+            _say_notes(items)
             for item, share in zip(items, _shares(items), strict=True):
                 if item.error is not None:
                     fail(item.job.path, item.error)

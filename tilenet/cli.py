@@ -98,7 +98,12 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         float | None, typer.Option(help="Micrometres per pixel of the file, if it says none.")
     ] = None,
     plane: Annotated[str | None, typer.Option(help="Plane of a stack, as in z=3,t=0.")] = None,
-    bands: Annotated[str | None, typer.Option(help="Bands from 1, as in 4,3,2.")] = None,
+    bands: Annotated[
+        str | None, typer.Option(help="Bands from 1, as in 4,3,2, or by name: B04,B03,B02.")
+    ] = None,
+    scaling: Annotated[
+        str | None, typer.Option(help="What a file's scale and offset do: apply, or stored.")
+    ] = None,
     threshold: Annotated[
         float | None, typer.Option(help="Score from which a class counts.")
     ] = None,
@@ -148,7 +153,7 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         "model": model, "model_config_file": model_config, "tile": tile, "overlap": overlap,
         "blend": blend, "batch_size": batch_size, "device": device, "backend": backend,
         "precision": precision, "level": level, "mpp": mpp, "resolution": resolution,
-        "source_mpp": source_mpp, "plane": plane, "bands": _numbers(bands, int, "--bands"),
+        "source_mpp": source_mpp, "plane": plane, "bands": bands, "scaling": scaling,
         "threshold": threshold, "probabilities": probabilities, "format": format,
         "zarr_format": zarr_format, "scheduler": scheduler, "block": block, "chunk": chunk,
         "skip_nodata": False if no_skip else None, "overwrite": overwrite,

@@ -38,6 +38,20 @@ def _plane(value: Any) -> Any:
     return tuple((axis.lower(), int(index)) for axis, _, index in pairs)
 
 
+def _bands(value: Any) -> Any:
+    """Return ``4,3,2`` or ``red,green,blue`` as numbers and names."""
+    if not isinstance(value, str):
+        return value
+    parts = [part.strip() for part in value.split(",")]
+    if not all(parts):
+        raise ValueError(f"bands: {value} is not like 4,3,2 or red,green,blue")
+    return tuple(int(part) if part.lstrip("-").isdecimal() else part for part in parts)
+
+
+Bands = Annotated[tuple[int | str, ...] | None, BeforeValidator(_bands)]
+"""Bands of a raster, from 1 or by name."""
+
+
 class PredictConfig(BaseModel):
     """Options of predict, named as on the command line.
 
@@ -63,8 +77,11 @@ class PredictConfig(BaseModel):
         Micrometres per pixel of the file, in place of what it says.
     plane : tuple of (str, int)
         Index of each further axis of a stack, as in ``z=3,t=0``.
-    bands : tuple of int or None
-        Bands from 1.
+    bands : tuple of int or str, or None
+        Bands from 1, or by name, in the model's order; None: those of the model's names if the file
+        has them, else all but alpha.
+    scaling : {"apply", "stored"} or None
+        What a file's scale and offset do: make the pixels, or nothing. None refuses such a file.
     threshold : float or None
         Beats the card's.
     probabilities : bool
@@ -107,7 +124,8 @@ class PredictConfig(BaseModel):
     resolution: Annotated[FiniteFloat, Field(gt=0)] | None = None
     source_mpp: Annotated[FiniteFloat, Field(gt=0)] | None = None
     plane: Annotated[tuple[tuple[str, int], ...], BeforeValidator(_plane)] = ()
-    bands: tuple[int, ...] | None = None
+    bands: Bands = None
+    scaling: Literal["apply", "stored"] | None = None
     threshold: FiniteFloat | None = None
     probabilities: bool = False
     format: Literal["zarr", "cog", "png"] | None = None

@@ -142,6 +142,8 @@ def _view(request: Request) -> View:
         resolution=config.resolution,
         source_mpp=config.source_mpp,
         plane=config.plane,
+        scaling=config.scaling,
+        trained_bands=() if isinstance(card.bands, int) else card.bands,
         trained_mpp=card.mpp,
         trained_resolution=card.ground_resolution,
     )

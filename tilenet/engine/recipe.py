@@ -76,6 +76,7 @@ def view_of(recipe: dict[str, Any]) -> View:
     return View(
         **kept | {
             "bands": None if bands is None else tuple(bands),
+            "trained_bands": tuple(kept.get("trained_bands", ())),
             "plane": tuple((axis, index) for axis, index in kept["plane"]),
         }
     )  # fmt: skip

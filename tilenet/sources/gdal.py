@@ -17,7 +17,8 @@ from rasterio.io import DatasetReader
 from tilenet.errors import InputError
 from tilenet.geometry import Georeference, Window
 from tilenet.quiet import ignoring
-from tilenet.sources.rasterinfo import AS_READ, CONVERTED, Found, RasterInfo, chosen_bands
+from tilenet.sources.bands import bands_in_use, scaled_bands
+from tilenet.sources.rasterinfo import AS_READ, CONVERTED, Found, RasterInfo
 from tilenet.sources.validity import validity_of
 from tilenet.sources.view import View
 from tilenet.strangers import exists
@@ -197,18 +198,22 @@ def find(path: str, dataset: Any, view: View, *, checked: bool) -> Found:
     _check_beside(path, dataset)
     if dataset.count > _MAX_BANDS:
         raise InputError(f"{dataset.count} bands, at most {_MAX_BANDS} are read", path)
-    colours = enumerate(dataset.colorinterp, 1)
-    image = tuple(b for b, colour in colours if colour is not ColorInterp.alpha)
-    bands = chosen_bands(view.bands, image, dataset.count, path)
+    colours = tuple(colour.name for colour in dataset.colorinterp)
+    image = tuple(b for b, colour in enumerate(colours, 1) if colour != ColorInterp.alpha.name)
+    names = tuple(name or "" for name in dataset.descriptions)
+    bands = bands_in_use(view.bands, view.trained_bands, image, names, path, colours)
+    scaling = None
     if checked:
         _check(path, dataset, bands)
+        said = tuple((dataset.scales[b - 1], dataset.offsets[b - 1]) for b in bands)
+        scaling = scaled_bands(bands, said, view.scaling, path)
     dtypes, nodata = dataset.dtypes, dataset.nodatavals
     return Found(
         path=path,
         driver=dataset.driver,
         bands=bands,
         count=dataset.count,
-        names=tuple(name or "" for name in dataset.descriptions),
+        names=names,
         stored_dtype=str(np.result_type(*(dtypes[b - 1] for b in bands))),
         levels=_levels(path, dataset),
         nodata=tuple(nodata[b - 1] for b in bands),
@@ -217,6 +222,7 @@ def find(path: str, dataset: Any, view: View, *, checked: bool) -> Found:
         metres=_metres(dataset.crs),
         native_block=lambda level: _native_block(path, dataset, bands[0], level),
         files=tuple(sorted(f for f in dataset.files if Path(f).is_file())),
+        scaling=scaling,
     )
 
 

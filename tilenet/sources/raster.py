@@ -189,9 +189,19 @@ class Raster:
         read = partial(self._read, handle, fill=fill)
         return salvage(read, box, self.info.native_block, blank, damaged)
 
+    def _meant(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """Return stored numbers, (C, h, w), as what they mean, in the dtype that is handed out."""
+        scaling = self.info.scaling
+        if scaling is None:
+            return stored.astype(self.info.dtype, copy=False)
+        pixels = np.empty(stored.shape, self.info.dtype)
+        for band, (scale, offset) in enumerate(scaling):
+            pixels[band] = stored[band].astype(np.float64) * scale + offset
+        return pixels
+
     def _read(self, handle: Handle, box: Window, fill: NDArray[np.float64]) -> Pixels:
         stored, valid = handle.read(box)
-        pixels = stored.astype(self.info.dtype, copy=False)
+        pixels = self._meant(stored)
         invalid = invalid_values(stored, self.info.nodata)
         if self.info.validity == "nodata" and invalid is not None:
             valid = ~invalid.all(axis=0)

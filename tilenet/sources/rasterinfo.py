@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tilenet.errors import InputError
 from tilenet.geometry import Georeference
+from tilenet.sources.bands import Scaling, bands_note
 from tilenet.sources.view import Resampling, View, settle
 
 __all__ = ["AS_READ", "CONVERTED", "Found", "RasterInfo", "settled"]
@@ -60,6 +60,8 @@ class RasterInfo:
         Of the grid that is read.
     resampling : Resampling or None
         How the grid follows from the level; None if they are the same.
+    scaling : tuple of (float, float) or None
+        Per band in use the scale and offset that are applied; None if pixels are as stored.
     plane : tuple of (str, int)
         Index of each further axis (z, t, …) of a stack.
     view : View
@@ -88,6 +90,7 @@ class RasterInfo:
     validity: str
     georeference: Georeference
     resampling: Resampling | None
+    scaling: Scaling | None
     plane: tuple[tuple[str, int], ...]
     view: View
     notes: tuple[str, ...]
@@ -106,7 +109,7 @@ class Found:
 
     Parameters
     ----------
-    path, driver, bands, count, names, stored_dtype, levels, nodata, validity, files, plane
+    path, driver, bands, count, names, stored_dtype, levels, nodata, validity, files, plane, scaling
         As in `RasterInfo`.
     georeference : Georeference
         Of the full resolution.
@@ -133,27 +136,16 @@ class Found:
     files: tuple[str, ...]
     plane: tuple[tuple[str, int], ...] = ()
     notes: tuple[str, ...] = ()
-
-
-def chosen_bands(
-    asked: tuple[int, ...] | None, default: tuple[int, ...], count: int, path: str
-) -> tuple[int, ...]:
-    """Return the bands in use; raises InputError for one that there is not."""
-    bands = default if asked is None else asked
-    missing = [b for b in bands if not 1 <= b <= count]
-    if missing:
-        raise InputError(
-            f"no band {missing[0]}", path, f"--bands counts from 1; the file has {count}"
-        )
-    if not bands:
-        raise InputError("no bands", path)
-    return bands
+    scaling: Scaling | None = None
 
 
 def settled(found: Found, view: View) -> RasterInfo:
     """Return what is known of a raster, seen in a certain way; raises InputError as `settle`."""
     chosen = settle(view, found.levels, found.georeference, found.metres, found.path)
-    stored = found.stored_dtype
+    stored, notes = found.stored_dtype, found.notes
+    said = bands_note(found.bands, view.trained_bands, found.names) if view.bands is None else None
+    if said is not None:
+        notes = (*notes, f"{found.path}: {said}")
     return RasterInfo(
         path=found.path,
         driver=found.driver,
@@ -162,7 +154,7 @@ def settled(found: Found, view: View) -> RasterInfo:
         bands=found.bands,
         count=found.count,
         names=found.names,
-        dtype=stored if stored in AS_READ else CONVERTED.get(stored, "float32"),
+        dtype=_dtype(found),
         stored_dtype=stored,
         level=chosen.level,
         levels=found.levels,
@@ -171,12 +163,21 @@ def settled(found: Found, view: View) -> RasterInfo:
         validity=found.validity,
         georeference=chosen.georeference,
         resampling=chosen.resampling,
+        scaling=found.scaling,
         plane=found.plane,
         view=view,
-        notes=found.notes + chosen.notes,
+        notes=notes + chosen.notes,
         files=found.files,
         fingerprint=fingerprint(found.files),
     )
+
+
+def _dtype(found: Found) -> str:
+    """Return the kind of pixels that are handed out."""
+    if found.scaling is not None:
+        return "float32"
+    stored = found.stored_dtype
+    return stored if stored in AS_READ else CONVERTED.get(stored, "float32")
 
 
 def fingerprint(files: tuple[str, ...]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from tilenet.errors import InputError
 from tilenet.geometry import Georeference
@@ -23,8 +24,8 @@ class View:
 
     Parameters
     ----------
-    bands : tuple of int, optional
-        Bands from 1, in the order the model wants them; default all but alpha.
+    bands : tuple of int or str, optional
+        Bands from 1, or by name, in the order the model wants them; default all but alpha.
     level : int, optional
         Pyramid index, 0 = full resolution.
     mpp : float, optional
@@ -35,17 +36,24 @@ class View:
         Micrometres per pixel of the file's full resolution, whatever it says itself.
     plane : tuple of (str, int)
         Which index of each further axis (z, t, …) of a stack, from 0.
+    scaling : {"apply", "stored"}, optional
+        Whether the network sees what the numbers mean by the file's scale and offset, or the
+        numbers. Without it a file that has such is refused.
+    trained_bands : tuple of str
+        What the network calls its bands: followed where `bands` is None and the file has them.
     trained_mpp, trained_resolution : float, optional
         What the network was trained at (a resolution in metres, for a projected CRS): followed
         where nothing else is asked for and the file tells its own.
     """
 
-    bands: tuple[int, ...] | None = None
+    bands: tuple[int | str, ...] | None = None
     level: int | None = None
     mpp: float | None = None
     resolution: float | None = None
     source_mpp: float | None = None
     plane: tuple[tuple[str, int], ...] = ()
+    scaling: Literal["apply", "stored"] | None = None
+    trained_bands: tuple[str, ...] = ()
     trained_mpp: float | None = None
     trained_resolution: float | None = None
 
