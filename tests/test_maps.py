@@ -7,14 +7,20 @@ import json
 import numpy as np
 import pytest
 import rasterio
+import rioxarray  # noqa: F401  registers `.rio`
+import xarray as xr
 from networks import identity
-from rasters import picture, write_tif
+from rasterio.control import GroundControlPoint
+from rasterio.crs import CRS
+from rasterio.transform import Affine
+from rasterio.warp import Resampling, calculate_default_transform, reproject, transform_bounds
+from rasters import TRANSFORM, UTM, picture, write_tif
 
 from tilenet import api
-from tilenet.config import PredictConfig
-from tilenet.errors import InputError, ModelError
+from tilenet.config import PredictConfig, load_config
+from tilenet.errors import InputError, ModelError, UsageError
 from tilenet.geometry import Window
-from tilenet.sources import View, open_raster
+from tilenet.sources import Grid, View, grid_of, open_raster
 from tilenet.sources.bands import bands_in_use
 
 LOCAL = {"tile": 64, "overlap": 16, "chunk": 64, "backend": "openvino", "precision": "fp32"}
@@ -195,3 +201,290 @@ class TestNamedBands:
         document = json.loads((tmp_path / "x.tif.tilenet.json").read_text())
         assert document["identity"]["bands"] == [1, 4, 2]
         assert document["recipe"]["view"]["bands"] == ["nir", 4, 2]
+
+
+def write_map(path, pixels, **profile):
+    """Write (C, H, W) with any georeference."""
+    count, height, width = pixels.shape
+    shape = {"driver": "GTiff", "count": count, "height": height, "width": width}
+    with rasterio.open(path, "w", **shape, dtype=pixels.dtype, **profile) as dataset:
+        dataset.write(pixels)
+    return path
+
+
+MARS = (
+    'GEOGCRS["Mars",DATUM["Mars",ELLIPSOID["Mars",3396190,169.894447,LENGTHUNIT["metre",1]]],'
+    'CS[ellipsoidal,2],AXIS["latitude",north],AXIS["longitude",east],'
+    'ANGLEUNIT["degree",0.0174532925199433]]'
+)
+EUROPA = "+proj=eqc +lat_ts=0 +lon_0=180 +R=1560800 +units=m +no_defs"
+POINTS = [
+    GroundControlPoint(r + 0.015625, c / 3, 12 + c / 9999.7, 48 - r / 9999.7, c / 7)
+    for r in (0, 300, 700) for c in (0, 350, 900)
+]  # fmt: skip
+ODD = {
+    "rotated": {"crs": UTM, "transform": Affine(8, 6, 5e5, 6, -8, 5e6)},
+    "south-up": {"crs": "EPSG:4326", "transform": Affine(0.5, 0, -180, 0, 0.5, -90)},
+    "over the date line": {"crs": "EPSG:4326", "transform": Affine(0.01, 0, 176, 0, -0.01, -12)},
+    "UTM over the date line": {"crs": "EPSG:32660", "transform": Affine(10, 0, 8e5, 0, -10, 5e6)},
+    "Mars": {"crs": MARS, "transform": Affine(0.01, 0, 30, 0, -0.01, 12)},
+    "Europa": {"crs": EUROPA, "transform": Affine(282, 0, -1379262, 0, -282, 630270)},
+    "no CRS": {"transform": Affine(100, 0, 3, 0, 100, 4)},
+    "oblong pixels": {"crs": UTM, "transform": Affine(121.5, 0, 688258.2, 0, -164.76, 4555766)},
+    "points": {"gcps": POINTS, "crs": "EPSG:4326"},
+    "RPCs": {
+        "rpcs": rasterio.rpc.RPC(
+            height_off=100, height_scale=500, lat_off=48, lat_scale=0.1, long_off=12,
+            long_scale=0.1, line_off=50, line_scale=50, samp_off=60, samp_scale=60,
+            line_num_coeff=[1.0] * 20, line_den_coeff=[0.5] * 20,
+            samp_num_coeff=[0.25] * 20, samp_den_coeff=[1.0] * 20,
+        )
+    },
+}  # fmt: skip
+
+
+UTM_WKT = CRS.from_string(UTM).to_wkt()
+
+
+def place_of(dataset):
+    points = [(p.row, p.col, p.x, p.y, p.z) for p in dataset.gcps[0]]
+    found = dataset.rpcs.to_dict() if dataset.rpcs else {}
+    rpcs = {key: value for key, value in found.items() if not key.startswith("err")}
+    return dataset.crs, tuple(dataset.transform), dataset.shape, points, dataset.gcps[1], rpcs
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize("size", [(90, 100), (700, 900)])
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_place_is_kept_in_a_cog(models, tmp_path, name, size):
+    source = write_map(tmp_path / "a.tif", picture(*size), **ODD[name])
+    run(source, tmp_path / "x.tif", models / "constant.onnx", tile=256, overlap=0, chunk=256)
+    with rasterio.open(source) as src, rasterio.open(tmp_path / "x.tif") as dst:
+        assert place_of(dst) == place_of(src)
+
+
+# rioxarray 0.22 multiplies affine transforms in a way that affine deprecates.
+@pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize("name", [name for name in ODD if "transform" in ODD[name]])
+def test_an_odd_place_is_kept_in_a_store(models, tmp_path, name):
+    source = write_map(tmp_path / "a.tif", picture(90, 100), **ODD[name])
+    run(source, tmp_path / "x.zarr", models / "constant.onnx")
+    with rasterio.open(source) as src, xr.open_zarr(tmp_path / "x.zarr", decode_coords="all") as d:
+        assert d["mask"].rio.crs == src.crs
+        assert d["mask"].rio.transform() == src.transform
+        if name != "rotated":
+            with rasterio.open(f'ZARR:"{tmp_path}/x.zarr":/mask') as dst:
+                assert dst.crs == src.crs
+                assert dst.transform.almost_equals(src.transform, 1e-9)
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize("name", ["points", "RPCs"])
+def test_what_has_no_affine_takes_no_resolution_and_no_grid(tmp_path, name):
+    source = write_map(tmp_path / "a.tif", picture(90, 100), **ODD[name])
+    with pytest.raises(InputError, match=r"no ground resolution.*--resolution out"):
+        open_raster(source, View(resolution=10.0))
+    grid = Grid(UTM_WKT, tuple(TRANSFORM)[:6], 90, 100)
+    with pytest.raises(InputError, match=r"no place in the grid.*gdalwarp"):
+        open_raster(source, View(like=grid))
+
+
+def whole(path, grid=None, **view):
+    raster = open_raster(path, View(like=grid, **view))
+    height, width = raster.info.height, raster.info.width
+    pixels, valid = raster.read(Window(0, 0, height, width), np.zeros(len(raster.info.bands)))
+    return pixels, np.ones((height, width), bool) if valid is None else valid
+
+
+def grid_in(crs, source, factor=1.0):
+    """Return a grid in another CRS that covers a raster."""
+    with rasterio.open(source) as src:
+        transform, width, height = calculate_default_transform(
+            src.crs, crs, src.width, src.height, *src.bounds
+        )
+    transform = transform @ Affine.scale(factor)
+    return Grid(CRS.from_user_input(crs).to_wkt(), tuple(transform)[:6],
+                int(height / factor), int(width / factor))  # fmt: skip
+
+
+def by_gdal(source, grid, resampling):
+    with rasterio.open(source) as src:
+        pixels, place = src.read(), {"src_crs": src.crs, "src_transform": src.transform}
+    found = np.zeros((len(pixels), grid.height, grid.width), pixels.dtype)
+    inside = np.zeros((grid.height, grid.width), np.uint8)
+    place |= {"dst_crs": grid.crs_wkt, "dst_transform": Affine(*grid.transform), "tolerance": 0}
+    reproject(pixels, found, resampling=resampling, **place)
+    ones = np.ones(pixels.shape[1:], np.uint8)
+    reproject(ones, inside, resampling=Resampling.nearest, **place)
+    return found, inside == 1
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    path = tmp_path_factory.mktemp("like") / "scene.tif"
+    return write_tif(path, picture(300, 400), georeferenced=True)
+
+
+class TestLike:
+    def test_its_own_grid_changes_nothing(self, scene):
+        pixels, valid = whole(scene, grid_of(scene))
+        assert np.array_equal(pixels, whole(scene)[0])
+        assert valid.all()
+
+    def test_whole_pixels_aside(self, scene):
+        a, _, c, _, e, f = tuple(TRANSFORM)[:6]
+        grid = Grid(UTM_WKT, (a, 0, c - 3 * a, 0, e, f + 5 * e), 320, 380)
+        pixels, valid = whole(scene, grid)
+        own, inside = whole(scene)[0], np.zeros((320, 380), bool)
+        inside[:295, 3:] = True
+        assert np.array_equal(valid, inside)
+        assert np.array_equal(pixels[:, :295, 3:], own[:, 5:, :377])
+        assert not pixels[:, ~inside].any()
+
+    def test_a_turned_and_mirrored_grid(self, scene):
+        a, _, c, _, e, f = tuple(TRANSFORM)[:6]
+        turned = Grid(UTM_WKT, (0, a, c, e, 0, f), 400, 300)
+        assert np.array_equal(whole(scene, turned)[0], whole(scene)[0].transpose(0, 2, 1))
+        mirrored = Grid(UTM_WKT, (a, 0, c, 0, -e, f + 300 * e), 300, 400)
+        assert np.array_equal(whole(scene, mirrored)[0], whole(scene)[0][:, ::-1])
+
+    @pytest.mark.parametrize("crs", ["EPSG:3857", "EPSG:32632", "EPSG:3035"])
+    def test_another_crs_is_as_gdal_s_bilinear(self, scene, crs):
+        grid = grid_in(crs, scene)
+        pixels, valid = whole(scene, grid)
+        expected, inside = by_gdal(scene, grid, Resampling.bilinear)
+        both = valid & inside
+        assert (valid != inside).sum() <= 3
+        difference = np.abs(pixels.astype(int) - expected)[:, both]
+        assert difference.max() <= 1
+        assert difference.mean() < 0.02
+
+    def test_a_coarser_grid_averages(self, scene):
+        grid = grid_in("EPSG:3857", scene, factor=5.0)
+        pixels, valid = whole(scene, grid)
+        expected, inside = by_gdal(scene, grid, Resampling.average)
+        inner = valid & inside
+        inner[[0, -1]] = inner[:, [0, -1]] = False
+        difference = np.abs(pixels.astype(int) - expected)[:, inner]
+        nearest, _ = by_gdal(scene, grid, Resampling.nearest)
+        assert difference.mean() < 4
+        assert difference.mean() < 0.4 * np.abs(nearest.astype(int) - expected)[:, inner].mean()
+
+    @pytest.mark.parametrize("factor", [0.6, 1.0, 3.3])
+    def test_windows_do_not_matter(self, scene, factor):
+        grid = grid_in("EPSG:3035", scene, factor)
+        raster = open_raster(scene, View(like=grid))
+        pixels, valid = whole(scene, grid)
+        for row, col, side in [(0, 0, 50), (17, 33, 41), (31, 5, 64), (40, 20, 23)]:
+            window = Window(row, col, side, side).intersection(
+                Window(0, 0, grid.height, grid.width)
+            )
+            found, kept = raster.read(window, np.zeros(3))
+            assert np.array_equal(found, pixels[(slice(None), *window.slices())])
+            kept = np.ones(found.shape[1:], bool) if kept is None else kept
+            assert np.array_equal(kept, valid[window.slices()])
+
+    def test_nodata_weighs_nothing(self, tmp_path):
+        values = np.full((1, 100, 120), 200, np.uint8)
+        values[:, :, 60:] = 0
+        source = write_tif(tmp_path / "a.tif", values, georeferenced=True, nodata=0)
+        pixels, valid = whole(source, grid_in("EPSG:32632", source, 0.7))
+        assert set(np.unique(pixels[0][valid])) == {200}
+        assert 0.3 < valid.mean() < 0.5
+
+    def test_over_the_date_line(self, tmp_path):
+        """A source from 179° to 181° East in a grid of Web Mercator's, on either side of it."""
+        values = np.empty((1, 100, 200), np.uint8)
+        values[:, :, :100], values[:, :, 100:] = 50, 150
+        place = {"crs": "EPSG:4326", "transform": Affine(0.01, 0, 179, 0, -0.01, 10.5)}
+        source = write_map(tmp_path / "a.tif", values, **place)
+        edge = 20037508.342789244
+        web = CRS.from_epsg(3857).to_wkt()
+        for corner, value in ((edge - 100_000, 50), (-edge, 150)):
+            grid = Grid(web, (1000.0, 0, corner, 0, -1000.0, 1_160_000.0), 80, 100)
+            pixels, valid = whole(source, grid)
+            assert valid.all()
+            # Half a pixel from the middle the two values mix.
+            assert np.abs(pixels[0, :, 1:-1].astype(int) - value).max() == 0
+
+    def test_places_far_away_are_no_pixels(self, tmp_path):
+        """A grid of the whole world: PROJ has no answer for most of it, and wraps some."""
+        place = {"crs": UTM, "transform": Affine(3000, 0, 2e5, 0, -3000, 56e5)}
+        source = write_map(tmp_path / "a.tif", picture(200, 200), **place)
+        world = Grid(CRS.from_epsg(4326).to_wkt(), (0.05, 0, -180, 0, -0.05, 90), 3600, 7200)
+        _, valid = whole(source, world)
+        with rasterio.open(source) as src:
+            west, south, east, north = transform_bounds(src.crs, "EPSG:4326", *src.bounds)
+        rows, cols = np.nonzero(valid)
+        x, y = -180 + 0.05 * (cols + 0.5), 90 - 0.05 * (rows + 0.5)
+        assert abs(x.min() - west) < 0.1
+        assert abs(x.max() - east) < 0.1
+        assert abs(y.min() - south) < 0.1
+        assert abs(y.max() - north) < 0.1
+
+    def test_the_mask_has_the_grid_whatever_the_blocks(self, scene, models, tmp_path, cli):
+        own = grid_in("EPSG:3857", scene)
+        like = write_map(
+            tmp_path / "like.tif", np.zeros((1, own.height, own.width), np.uint8),
+            crs=own.crs_wkt, transform=Affine(*own.transform),
+        )  # fmt: skip
+        for name, block in (("a", 64), ("b", 192)):
+            options = {"like": like, "block": block, "probabilities": True}
+            run(scene, tmp_path / f"{name}.tif", models / "pointwise.onnx", **options)
+        assert np.array_equal(probabilities(tmp_path / "a.tif"), probabilities(tmp_path / "b.tif"))
+        _, valid = whole(scene, own)
+        with rasterio.open(tmp_path / "a.tif") as mask, rasterio.open(like) as src:
+            assert (mask.crs, mask.transform, mask.shape) == (src.crs, src.transform, src.shape)
+            assert np.array_equal(mask.read(1) != 255, valid)
+
+    def test_verify_makes_a_block_again(self, scene, models, tmp_path, cli):
+        out = tmp_path / "x.zarr"
+        like = write_tif(tmp_path / "like.tif", picture(200, 250), georeferenced=True)
+        run(scene, out, models / "pointwise.onnx", like=like, block=64)
+        like.unlink()
+        chunk = max((out / "mask" / "c").rglob("*"), key=lambda p: p.is_file() and p.stat().st_size)
+        data = chunk.read_bytes()
+        chunk.write_bytes(data[:-3])
+        assert cli("verify", out, "--repair").code == 0
+        assert chunk.read_bytes() == data
+
+    def test_a_damaged_native_block_loses_no_more_than_what_it_makes(self, scene, tmp_path):
+        path = tmp_path / "bad.tif"
+        data = bytearray(scene.read_bytes())
+        with rasterio.open(scene) as src:
+            offset = int(src.get_tag_item("BLOCK_OFFSET_1_1", "TIFF", bidx=1))
+        data[offset : offset + 64] = bytes(64)
+        path.write_bytes(data)
+        grid, damaged = grid_in("EPSG:3857", scene), []
+        raster = open_raster(path, View(like=grid))
+        _, valid = raster.read(Window(0, 0, grid.height, grid.width), np.zeros(3), damaged)
+        lost = whole(scene, grid)[1] & ~valid
+        assert 0.5 * 128**2 < lost.sum() < 4 * 128**2
+        covered = np.zeros_like(lost)
+        for one in damaged:
+            covered[one.slices()] = True
+        assert not (lost & ~covered).any()
+
+    def test_refusals(self, scene, models, tmp_path, cli):
+        model = models / "constant.onnx"
+        plain = write_tif(tmp_path / "plain.tif", picture(40, 50))
+        with pytest.raises(InputError, match="no CRS and affine"):
+            run(scene, tmp_path / "x.tif", model, like=plain)
+        with pytest.raises(InputError, match="no georeference, so it has no place"):
+            run(plain, tmp_path / "x.tif", model, like=scene)
+        far = Grid(UTM_WKT, (10.0, 0, 900000.0, 0, -10.0, 900000.0), 100, 100)
+        with pytest.raises(InputError, match="outside the grid"):
+            open_raster(scene, View(like=far))
+        fine = Grid(UTM_WKT, (0.1, 0, 500100.0, 0, -0.1, 4999900.0), 100, 100)
+        with pytest.raises(InputError, match="enlarged 100 times"):
+            open_raster(scene, View(like=fine))
+        mars = Grid(CRS.from_wkt(MARS).to_wkt(), (0.01, 0, 14, 0, -0.01, 46), 100, 100)
+        with pytest.raises(InputError, match="same body"):
+            open_raster(scene, View(like=mars))
+        flags = ("--like", scene, "--level", "0", "-m", model, "--out", tmp_path / "x.tif")
+        done = cli("predict", scene, *flags)
+        assert done.code == 2
+        assert "--like" in done.err
+        with pytest.raises(UsageError):
+            load_config(None, {"like": scene, "mpp": 0.5})

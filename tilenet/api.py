@@ -32,7 +32,7 @@ from tilenet.models.session import Setup, choose, cores, network_shape
 from tilenet.models.store import ModelFiles, find_model
 from tilenet.results import Failure, PredictResult, RunResult, run_result
 from tilenet.sinks import warnings_for
-from tilenet.sources import Input, find_inputs
+from tilenet.sources import Input, find_inputs, grid_of
 from tilenet.strangers import is_folder
 
 __all__ = ["Failure", "PredictResult", "RunResult", "estimate", "predict"]
@@ -81,7 +81,8 @@ def _request(config: PredictConfig, known: Setup | None) -> Request:
         "model %s on %s, %s %s: %s",
         files.card.name, setup.device, setup.backend, setup.precision, setup.why,
     )  # fmt: skip
-    return Request(config, files, shape, setup)
+    like = None if config.like is None else grid_of(config.like)
+    return Request(config, files, shape, setup, like)
 
 
 def _is_single(paths: list[Path]) -> bool:
@@ -115,6 +116,8 @@ def _say_plan(plan: Plan) -> None:
         _logger.info(
             "resampled from level %d, %.3g × %.3g of its pixels to one", plan.raster.level, *step
         )
+    if plan.raster.warp is not None:
+        _logger.info("brought to the grid of --like, from level %d", plan.raster.level)
     if plan.format == "zarr":
         for line in warnings_for(plan.spec):
             _logger.warning("%s", line)

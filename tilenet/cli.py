@@ -94,6 +94,10 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     resolution: Annotated[
         float | None, typer.Option(help="CRS units per pixel to read at (maps).")
     ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(help="A raster whose grid (CRS, pixels) the mask has.", readable=False),
+    ] = None,
     source_mpp: Annotated[
         float | None, typer.Option(help="Micrometres per pixel of the file, if it says none.")
     ] = None,
@@ -152,7 +156,7 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     flags = {
         "model": model, "model_config_file": model_config, "tile": tile, "overlap": overlap,
         "blend": blend, "batch_size": batch_size, "device": device, "backend": backend,
-        "precision": precision, "level": level, "mpp": mpp, "resolution": resolution,
+        "precision": precision, "level": level, "mpp": mpp, "resolution": resolution, "like": like,
         "source_mpp": source_mpp, "plane": plane, "bands": bands, "scaling": scaling,
         "threshold": threshold, "probabilities": probabilities, "format": format,
         "zarr_format": zarr_format, "scheduler": scheduler, "block": block, "chunk": chunk,

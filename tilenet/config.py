@@ -73,6 +73,8 @@ class PredictConfig(BaseModel):
         Pyramid level to read; None: full resolution, or what the model was trained at.
     mpp, resolution : float or None
         Micrometres, or CRS units, per pixel to read at instead.
+    like : Path or None
+        A raster whose grid (CRS, transform, size) the mask shall have, in place of these.
     source_mpp : float or None
         Micrometres per pixel of the file, in place of what it says.
     plane : tuple of (str, int)
@@ -122,6 +124,7 @@ class PredictConfig(BaseModel):
     level: Annotated[int, Field(ge=0)] | None = None
     mpp: Annotated[FiniteFloat, Field(gt=0)] | None = None
     resolution: Annotated[FiniteFloat, Field(gt=0)] | None = None
+    like: Path | None = None
     source_mpp: Annotated[FiniteFloat, Field(gt=0)] | None = None
     plane: Annotated[tuple[tuple[str, int], ...], BeforeValidator(_plane)] = ()
     bands: Bands = None
@@ -148,8 +151,9 @@ class PredictConfig(BaseModel):
     def _consistent(self) -> PredictConfig:
         if self.block is not None and self.block % self.chunk:
             raise ValueError(f"block: {self.block} is no whole number of chunks of {self.chunk}")
-        if sum(value is not None for value in (self.level, self.mpp, self.resolution)) > 1:
-            raise ValueError("level: give one of --level, --mpp and --resolution")
+        grids = (self.level, self.mpp, self.resolution, self.like)
+        if sum(value is not None for value in grids) > 1:
+            raise ValueError("level: give one of --level, --mpp, --resolution and --like")
         if self.tile is not None and self.overlap is not None and 4 * self.overlap > 3 * self.tile:
             raise ValueError("overlap: at most 75 % of the tile")
         return self

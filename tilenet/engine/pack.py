@@ -36,7 +36,7 @@ from tilenet.geometry import Window
 from tilenet.models.session import NetworkShape, Setup
 from tilenet.models.store import ModelFiles
 from tilenet.sinks import MaskStore
-from tilenet.sources import Raster, RasterInfo, View, open_raster
+from tilenet.sources import Grid, Raster, RasterInfo, View, open_raster
 from tilenet.watchdog import watched
 
 __all__ = ["Job", "PackItem", "Request", "open_job", "pack_task", "plan_for"]
@@ -59,12 +59,15 @@ class Request:
         What it takes and gives.
     setup : Setup
         What it runs on.
+    like : Grid or None
+        The grid that `config.like` names.
     """
 
     config: PredictConfig
     files: ModelFiles
     shape: NetworkShape
     setup: Setup
+    like: Grid | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,7 @@ def _view(request: Request) -> View:
         resolution=config.resolution,
         source_mpp=config.source_mpp,
         plane=config.plane,
+        like=request.like,
         scaling=config.scaling,
         trained_bands=() if isinstance(card.bands, int) else card.bands,
         trained_mpp=card.mpp,

@@ -206,7 +206,7 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """Return what makes this run this run; not how it is cut, scheduled or where it lies."""
         rows, raster = self.lattice.rows, self.raster
-        card, grid = self.model.card, raster.resampling
+        card, grid, like = self.model.card, raster.resampling, raster.view.like
         return {
             "schema": SCHEMA,
             "input": raster.fingerprint,
@@ -214,6 +214,9 @@ class Plan:
             "bands": list(raster.bands),
             "level": raster.level,
             "resampling": None if grid is None else [*grid.step, *grid.size],
+            "like": None
+            if like is None
+            else [like.crs_wkt, *like.transform, like.height, like.width],
             "scaling": None if raster.scaling is None else [list(one) for one in raster.scaling],
             "source_mpp": raster.view.source_mpp,
             "plane": [list(one) for one in raster.plane],

@@ -18,7 +18,7 @@ from tilenet.lattice import Axis, Lattice
 from tilenet.models.card import parse_card
 from tilenet.models.session import choose, network_shape
 from tilenet.models.store import BUNDLED, ModelFiles, identified
-from tilenet.sources import View, open_raster
+from tilenet.sources import Grid, View, open_raster
 
 __all__ = ["lattice_of", "plan_from", "recipe_of"]
 
@@ -72,10 +72,11 @@ def lattice_of(document: dict[str, Any]) -> Lattice:
 def view_of(recipe: dict[str, Any]) -> View:
     """Return how the raster was looked at."""
     kept = recipe["view"]
-    bands = kept["bands"]
+    bands, like = kept["bands"], kept.get("like")
     return View(
         **kept | {
             "bands": None if bands is None else tuple(bands),
+            "like": like and Grid(**like | {"transform": tuple(like["transform"])}),
             "trained_bands": tuple(kept.get("trained_bands", ())),
             "plane": tuple((axis, index) for axis, index in kept["plane"]),
         }

@@ -8,12 +8,13 @@ from typing import Any
 
 from tilenet.errors import InputError, TilenetError
 from tilenet.sources import gdal, slide, tiff
+from tilenet.sources.grid import Grid
 from tilenet.sources.raster import Handle, Raster
 from tilenet.sources.rasterinfo import Found, RasterInfo, settled
 from tilenet.sources.view import View
 from tilenet.strangers import exists, is_file
 
-__all__ = ["open_handle", "open_raster"]
+__all__ = ["grid_of", "open_handle", "open_raster"]
 
 _HANDLES: dict[str, Callable[[RasterInfo], Handle]] = {
     "openslide": slide.SlideHandle,
@@ -114,3 +115,18 @@ def _by_gdal(name: str, dataset: Any, view: View, *, checked: bool, keep_open: b
     finally:
         if not kept:
             dataset.close()
+
+
+def grid_of(path: str | Path) -> Grid:
+    """Return the pixel grid of a raster, its full resolution.
+
+    Raises
+    ------
+    InputError
+        As `open_raster`, or it has no place on a map.
+    """
+    info = open_raster(path, checked=False).info
+    place = info.georeference
+    if place.crs_wkt is None or place.transform is None:
+        raise InputError("has no CRS and affine, so no grid to follow", path, "give another --like")
+    return Grid(place.crs_wkt, place.transform, info.height, info.width)

@@ -18,6 +18,7 @@ from tilenet.sources.rasterinfo import RasterInfo
 from tilenet.sources.resample import resample, source_window, target_window
 from tilenet.sources.salvage import Pixels, is_out_of_memory, salvage
 from tilenet.sources.validity import invalid_values
+from tilenet.sources.warp import needed, sources, touched, warp
 
 __all__ = ["Handle", "Raster"]
 
@@ -29,6 +30,8 @@ _INDEPENDENT = {
 
 _STRIPE_BYTES = 32 << 20
 """Of stored pixels that are resampled at a time."""
+_WARPED_PIXELS, _FEW_PIXELS = 1 << 20, 1 << 10
+"""Of a grid of another place, at a time: at most, and too few to be worth halving."""
 
 
 class Handle(Protocol):
@@ -128,7 +131,7 @@ class Raster:
         )
         with self._handle() as handle:
             try:
-                pixels, valid = self._read_grid(handle, box, fill, damaged)
+                pixels, valid = self._read_place(handle, box, fill, damaged)
             except Exception as error:  # GDAL's own classes are neither RasterioError nor OSError
                 raise self._trouble(f"pixels cannot be read at {box}", error) from error
         if (box.height, box.width) != (window.height, window.width):
@@ -151,6 +154,39 @@ class Raster:
                 )
         return InputError(f"{what}: {error}", self.info.path, "check the file")
 
+    def _read_place(
+        self, handle: Handle, box: Window, fill: NDArray[np.float64], damaged: list[Window] | None
+    ) -> Pixels:
+        """Read a window, brought to another place if the grid is not the raster's own."""
+        to = self.info.warp
+        if to is None:
+            return self._read_grid(handle, box, fill, damaged)
+        blank = _as_pixels(fill, np.dtype(self.info.dtype))
+        pixels = np.broadcast_to(blank, (len(blank), box.height, box.width)).copy()
+        valid = np.zeros((box.height, box.width), bool)
+        parts = [box.intersection(to.reach)]
+        while parts:
+            part = parts.pop()
+            if not part.pixels:
+                continue
+            if part.pixels > _WARPED_PIXELS:
+                parts += part.halves()
+                continue
+            places = sources(part, to)
+            source = needed(*places, to.size)
+            large = source.pixels * self.info.pixel_bytes > _STRIPE_BYTES
+            if large and part.pixels > _FEW_PIXELS:
+                parts += part.halves()
+            elif source.pixels:
+                hurt = None if damaged is None else list[Window]()
+                values, kept = self._read_grid(handle, source, fill, hurt)
+                where = part.slices(box.row, box.col)
+                made = warp(values, kept, source, places, to.size, blank)
+                pixels[(slice(None), *where)], valid[where] = made
+                for one in hurt or ():
+                    damaged.append(touched(one, part, places))  # type: ignore[union-attr]
+        return pixels, None if valid.all() else valid
+
     def _read_grid(
         self, handle: Handle, box: Window, fill: NDArray[np.float64], damaged: list[Window] | None
     ) -> Pixels:
@@ -158,6 +194,8 @@ class Raster:
         grid = self.info.resampling
         if grid is None:
             return self._read_around(handle, box, fill, damaged)
+        to = self.info.warp
+        size = (self.info.height, self.info.width) if to is None else to.size
         blank = _as_pixels(fill, np.dtype(self.info.dtype))
         pixels = np.empty((len(self.info.bands), box.height, box.width), self.info.dtype)
         valid = np.ones((box.height, box.width), bool)
@@ -168,7 +206,6 @@ class Raster:
             source, hurt = source_window(stripe, grid), None if damaged is None else list[Window]()
             values, kept = self._read_around(handle, source, fill, hurt)
             values, kept = resample(values, kept, source, stripe, grid, blank)
-            size = (self.info.height, self.info.width)
             for one in hurt or ():
                 damaged.append(target_window(one, grid, size).intersection(stripe))  # type: ignore[union-attr]
             where = stripe.slices(box.row, box.col)

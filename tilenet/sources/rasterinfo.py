@@ -12,6 +12,7 @@ import numpy as np
 from tilenet.geometry import Georeference
 from tilenet.sources.bands import Scaling, bands_note
 from tilenet.sources.view import Resampling, View, settle
+from tilenet.sources.warp import Warp, fit
 
 __all__ = ["AS_READ", "CONVERTED", "Found", "RasterInfo", "settled"]
 
@@ -60,6 +61,8 @@ class RasterInfo:
         Of the grid that is read.
     resampling : Resampling or None
         How the grid follows from the level; None if they are the same.
+    warp : Warp or None
+        How a grid of another place follows from that; None if there is none.
     scaling : tuple of (float, float) or None
         Per band in use the scale and offset that are applied; None if pixels are as stored.
     plane : tuple of (str, int)
@@ -90,6 +93,7 @@ class RasterInfo:
     validity: str
     georeference: Georeference
     resampling: Resampling | None
+    warp: Warp | None
     scaling: Scaling | None
     plane: tuple[tuple[str, int], ...]
     view: View
@@ -141,7 +145,14 @@ class Found:
 
 def settled(found: Found, view: View) -> RasterInfo:
     """Return what is known of a raster, seen in a certain way; raises InputError as `settle`."""
-    chosen = settle(view, found.levels, found.georeference, found.metres, found.path)
+    place, warp = found.georeference, None
+    if view.like is None:
+        chosen = settle(view, found.levels, place, found.metres, found.path)
+        size, place = chosen.size, chosen.georeference
+    else:
+        chosen, warp = fit(view.like, found.levels, place, found.path)
+        size = (view.like.height, view.like.width)
+        place = Georeference(view.like.crs_wkt, view.like.transform)
     stored, notes = found.stored_dtype, found.notes
     said = bands_note(found.bands, view.trained_bands, found.names) if view.bands is None else None
     if said is not None:
@@ -149,8 +160,8 @@ def settled(found: Found, view: View) -> RasterInfo:
     return RasterInfo(
         path=found.path,
         driver=found.driver,
-        height=chosen.size[0],
-        width=chosen.size[1],
+        height=size[0],
+        width=size[1],
         bands=found.bands,
         count=found.count,
         names=found.names,
@@ -161,8 +172,9 @@ def settled(found: Found, view: View) -> RasterInfo:
         native_block=found.native_block(chosen.level),
         nodata=found.nodata,
         validity=found.validity,
-        georeference=chosen.georeference,
+        georeference=place,
         resampling=chosen.resampling,
+        warp=warp,
         scaling=found.scaling,
         plane=found.plane,
         view=view,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tilenet.geometry import Window
 from tilenet.sources.view import Resampling
 
-__all__ = ["resample", "source_window"]
+__all__ = ["resample", "rounded", "source_window"]
 
 _ROWS = 64  # of the result at a time: what is in work stays in the processor's cache
 _WHOLE = 1 - 1e-4  # weights that sum to so much need no correction
@@ -143,13 +143,14 @@ def resample(
             made = _both(source if whole is None else source * whole, used, cols)
             if share is not None:
                 np.divide(made, share, out=made, where=(share < _WHOLE) & (share > 0))
-            out[band, part] = _rounded(made, out.dtype)
+            out[band, part] = rounded(made, out.dtype)
     if kept is None or kept.all():
         return out, None
     return np.where(kept, out, blank), kept
 
 
-def _rounded(values: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[np.float32]:
+def rounded(values: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[np.float32]:
+    """Return values, changed in place, as pixels of a dtype can hold them."""
     if dtype.kind == "f":
         return values
     limits = np.iinfo(dtype)

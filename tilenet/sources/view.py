@@ -8,8 +8,9 @@ from typing import Literal
 
 from tilenet.errors import InputError
 from tilenet.geometry import Georeference
+from tilenet.sources.grid import Grid
 
-__all__ = ["Resampling", "View", "settle"]
+__all__ = ["Resampling", "Settled", "View", "reduced", "settle"]
 
 Size = tuple[int, int]
 
@@ -36,6 +37,8 @@ class View:
         Micrometres per pixel of the file's full resolution, whatever it says itself.
     plane : tuple of (str, int)
         Which index of each further axis (z, t, …) of a stack, from 0.
+    like : Grid, optional
+        The grid to bring it to, in place of a level or resolution.
     scaling : {"apply", "stored"}, optional
         Whether the network sees what the numbers mean by the file's scale and offset, or the
         numbers. Without it a file that has such is refused.
@@ -52,6 +55,7 @@ class View:
     resolution: float | None = None
     source_mpp: float | None = None
     plane: tuple[tuple[str, int], ...] = ()
+    like: Grid | None = None
     scaling: Literal["apply", "stored"] | None = None
     trained_bands: tuple[str, ...] = ()
     trained_mpp: float | None = None
@@ -137,7 +141,7 @@ def settle(
             )
         return _whole(view.level, levels, place, ())
     if view.mpp is not None or view.resolution is not None:
-        return _reduced(_asked(view, place, path), levels, place, _SAME, path)
+        return reduced(_asked(view, place, path), levels, place, _SAME, path)
     if view.trained_mpp is None and view.trained_resolution is None:
         return _whole(0, levels, place, ())
     factor = _trained(view, place, metres)
@@ -149,7 +153,7 @@ def settle(
         )
         note = "it is read at full resolution, which may not be the model's: that was trained at"
         return _whole(0, levels, place, (f"{path}: {note} {trained}",))
-    return _reduced(factor, levels, place, _SAME_AS_TRAINED, path)
+    return reduced(factor, levels, place, _SAME_AS_TRAINED, path)
 
 
 def _whole(
@@ -188,14 +192,33 @@ def _trained(view: View, place: Georeference, metres: float | None) -> tuple[flo
     return wanted / own[0], wanted / own[1]
 
 
-def _reduced(
+def reduced(
     factor: tuple[float, float],
     levels: tuple[Size, ...],
     place: Georeference,
     same: float,
     path: str,
 ) -> Settled:
-    """Return the grid that is coarser by a factor, or the level that is as good."""
+    """Return the grid that is coarser by a factor (y, x), or the level that is as good.
+
+    Parameters
+    ----------
+    factor : tuple of float
+        Pixels of the full resolution per pixel of the grid (y, x).
+    levels : tuple of (int, int)
+        Height and width of every level.
+    place : Georeference
+        Of the full resolution.
+    same : float
+        A level that is finer or coarser by less than this share is read as it is.
+    path : str
+        For errors.
+
+    Raises
+    ------
+    InputError
+        The grid would be very much finer than the raster.
+    """
     if min(factor) < 1 / _MOST_ENLARGED:
         raise InputError(
             f"would be enlarged {1 / min(factor):.3g} times", path,
