@@ -12,6 +12,7 @@ import xarray as xr
 from networks import identity
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
+from rasterio.merge import merge
 from rasterio.transform import Affine
 from rasterio.warp import Resampling, calculate_default_transform, reproject, transform_bounds
 from rasters import TRANSFORM, UTM, picture, write_tif
@@ -206,6 +207,7 @@ class TestNamedBands:
 def write_map(path, pixels, **profile):
     """Write (C, H, W) with any georeference."""
     count, height, width = pixels.shape
+    path.parent.mkdir(parents=True, exist_ok=True)
     shape = {"driver": "GTiff", "count": count, "height": height, "width": width}
     with rasterio.open(path, "w", **shape, dtype=pixels.dtype, **profile) as dataset:
         dataset.write(pixels)
@@ -488,3 +490,91 @@ class TestLike:
         assert "--like" in done.err
         with pytest.raises(UsageError):
             load_config(None, {"like": scene, "mpp": 0.5})
+
+
+class TestMosaic:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        """Four scenes that abut or overlap by 30 pixels, a gap, and nodata in the overlaps."""
+        pixels = picture(200, 260)
+        pixels[pixels == 0] = 1
+        places = {"a": (0, 0, 110, 140), "b": (0, 110, 110, 150), "c": (110, 0, 90, 100),
+                  "d": (80, 130, 120, 100)}  # fmt: skip
+        for seed, (name, (row, col, height, width)) in enumerate(places.items()):
+            own = pixels[:, row : row + height, col : col + width].copy()
+            own = np.clip(own.astype(int) + seed, 1, 255).astype(np.uint8)  # tells them apart
+            own[:, 95:105, 112:135] = 0
+            own[1, 5, 5] = 0
+            write_map(tmp_path / "in" / f"{name}.tif", own, crs=UTM, nodata=0,
+                      transform=TRANSFORM @ Affine.translation(col, row), tiled=True,
+                      blockxsize=64, blockysize=64)  # fmt: skip
+        return tmp_path / "in"
+
+    def test_as_the_merged_raster(self, folder, models, tmp_path, cli):
+        merged = tmp_path / "merged.tif"
+        merge(sorted(folder.glob("*.tif")), dst_path=merged, method="first")
+        for name, source, flags in (
+            ("one", merged, ()), ("many", folder, ("--mosaic", "--block", "128"))
+        ):  # fmt: skip
+            out = tmp_path / f"{name}.tif"
+            options = ("-m", models / "conv.onnx", "--probabilities", "--chunk", "64",
+                       "--precision", "fp32", "--tile", "64")  # fmt: skip
+            done = cli("predict", source, "--out", out, *options, *flags, "--json")
+            assert done.code == 0, done.err
+        assert json.loads(done.out)["blocks"] > 1
+        with rasterio.open(tmp_path / "one.tif") as one, rasterio.open(tmp_path / "many.tif") as m:
+            assert (m.crs, m.shape) == (one.crs, one.shape)
+            assert m.transform.almost_equals(one.transform)
+            assert np.array_equal(one.read(), m.read())
+            assert (m.read() == 255).any()
+        assert np.array_equal(probabilities(tmp_path / "one.tif"),
+                              probabilities(tmp_path / "many.tif"))  # fmt: skip
+
+    def test_few_files_are_open_at_a_time(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("tilenet.sources.mosaic._OPEN", 3)
+        values = picture(8, 80, bands=1)
+        for col in range(0, 80, 8):
+            write_map(tmp_path / "in" / f"{col:02}.tif", values[:, :, col : col + 8], crs=UTM,
+                      transform=TRANSFORM @ Affine.translation(col, 0))  # fmt: skip
+        scenes = tuple(str(path) for path in sorted((tmp_path / "in").iterdir()))
+        raster = open_raster(scenes[0], View(mosaic=scenes))
+        found, valid = raster.read(Window(0, 0, 8, 80), np.zeros(1))
+        assert np.array_equal(found, values)
+        assert valid is None
+        assert len(raster._idle[0]._rasters) == 3
+
+    def test_verify_makes_a_block_again(self, folder, models, tmp_path, cli):
+        out = tmp_path / "x.zarr"
+        run([folder], out, models / "pointwise.onnx", mosaic=True, block=64)
+        chunk = max((out / "mask" / "c").rglob("*"), key=lambda p: p.is_file() and p.stat().st_size)
+        data = chunk.read_bytes()
+        chunk.write_bytes(data[:-3])
+        assert cli("verify", out, "--repair").code == 0
+        assert chunk.read_bytes() == data
+        (folder / "d.tif").write_bytes((folder / "c.tif").read_bytes())
+        chunk.write_bytes(data[:-3])
+        assert cli("verify", out, "--repair").code == 3
+
+    def test_with_a_grid_of_another_crs(self, folder, tmp_path):
+        merged = tmp_path / "merged.tif"
+        scenes = tuple(str(path) for path in sorted(folder.glob("*.tif")))
+        merge(scenes, dst_path=merged, method="first")
+        grid = grid_in("EPSG:3857", merged)
+        found, valid = whole(scenes[0], grid, mosaic=scenes)
+        expected, inside = whole(merged, grid)
+        assert np.array_equal(valid, inside)
+        assert np.array_equal(found, expected)
+
+    def test_other_grids_are_refused(self, folder, models, tmp_path):
+        cases = {
+            "CRS": {"crs": "EPSG:32634", "transform": TRANSFORM},
+            "size": {"crs": UTM, "transform": TRANSFORM @ Affine.scale(1.001)},
+            "between": {"crs": UTM, "transform": TRANSFORM @ Affine.translation(0.5, 7)},
+        }
+        for word, place in cases.items():
+            write_map(folder / "e.tif", picture(40, 50), **place)
+            with pytest.raises(InputError, match=rf"{word}.*e\.tif.*--like"):
+                run([folder], tmp_path / "x.tif", models / "conv.onnx", mosaic=True)
+        write_map(folder / "e.tif", picture(40, 50, bands=2), crs=UTM, transform=TRANSFORM)
+        with pytest.raises(InputError, match=r"2 bands.*e\.tif"):
+            run([folder], tmp_path / "x.tif", models / "conv.onnx", mosaic=True)

@@ -55,7 +55,7 @@ class _Clock:
         return time.perf_counter() - self.start
 
 
-def _request(config: PredictConfig, known: Setup | None) -> Request:
+def _request(config: PredictConfig, known: Setup | None, scenes: tuple[str, ...] = ()) -> Request:
     """Find the model and choose what it runs on; what is "auto" follows an unfinished run."""
     files = find_model(config.model, config.model_config_file, config.card_overrides())
     shape = network_shape(files)
@@ -82,11 +82,16 @@ def _request(config: PredictConfig, known: Setup | None) -> Request:
         files.card.name, setup.device, setup.backend, setup.precision, setup.why,
     )  # fmt: skip
     like = None if config.like is None else grid_of(config.like)
-    return Request(config, files, shape, setup, like)
+    return Request(config, files, shape, setup, like, scenes)
 
 
-def _is_single(paths: list[Path]) -> bool:
-    return len(paths) == 1 and not is_folder(paths[0])
+def _is_single(paths: list[Path], config: PredictConfig) -> bool:
+    return config.mosaic or (len(paths) == 1 and not is_folder(paths[0]))
+
+
+def _scenes(found: list[Input], config: PredictConfig) -> tuple[str, ...]:
+    """Return the rasters that are seen as one; () if each is its own."""
+    return tuple(str(one.path.absolute()) for one in found) if config.mosaic else ()
 
 
 def _named_output(out: Path, config: PredictConfig) -> Path:
@@ -197,13 +202,14 @@ def _executor(config: PredictConfig, tasks: int) -> AbstractContextManager[Execu
 
 
 def _predict_one(
-    source: Input, out: Path, config: PredictConfig, progress: Progress
+    found: list[Input], out: Path, config: PredictConfig, progress: Progress
 ) -> PredictResult:
     clock = _Clock()
     out = _named_output(out, config)
     known = plan_in_progress(out)
-    request = _request(config, None if known is None else known.setup)
-    [item], spans = pack_task([Job(source.path, out)], request, named=True)
+    setup = None if known is None else known.setup
+    request = _request(config, setup, _scenes(found, config))
+    [item], spans = pack_task([Job(found[0].path, out)], request, named=True)
     if item.error is not None:
         raise item.error
     _say_notes([item])
@@ -343,8 +349,8 @@ def predict(
     notify = progress or (lambda _done, _all: None)
     with convert_errors(out):
         found = find_inputs(inputs, out)
-        if _is_single(inputs):
-            return _predict_one(found[0], out, config, notify)
+        if _is_single(inputs, config):
+            return _predict_one(found, out, config, notify)
         return _predict_many(found, out, config, notify)
 
 
@@ -398,11 +404,11 @@ def estimate(inputs: list[Path], out: Path, config: PredictConfig) -> Iterator[d
     """
     with convert_errors(out):
         found = find_inputs(inputs, out)
-        single = _is_single(inputs)
+        single = _is_single(inputs, config)
         if single:
             out = _named_output(out, config)
-        request = _request(config, None)
-        for source in found:
+        request = _request(config, None, _scenes(found, config))
+        for source in found[:1] if single else found:
             job = Job(source.path, out if single else out / source.stem)
             try:
                 with closing(open_job(job, request)) as raster:

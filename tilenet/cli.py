@@ -98,6 +98,9 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         Path | None,
         typer.Option(help="A raster whose grid (CRS, pixels) the mask has.", readable=False),
     ] = None,
+    mosaic: Annotated[
+        bool | None, typer.Option("--mosaic", help="See all inputs as one raster: one mask.")
+    ] = None,
     source_mpp: Annotated[
         float | None, typer.Option(help="Micrometres per pixel of the file, if it says none.")
     ] = None,
@@ -156,7 +159,8 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     flags = {
         "model": model, "model_config_file": model_config, "tile": tile, "overlap": overlap,
         "blend": blend, "batch_size": batch_size, "device": device, "backend": backend,
-        "precision": precision, "level": level, "mpp": mpp, "resolution": resolution, "like": like,
+        "precision": precision, "level": level, "mpp": mpp, "resolution": resolution,
+        "like": like, "mosaic": mosaic,
         "source_mpp": source_mpp, "plane": plane, "bands": bands, "scaling": scaling,
         "threshold": threshold, "probabilities": probabilities, "format": format,
         "zarr_format": zarr_format, "scheduler": scheduler, "block": block, "chunk": chunk,
@@ -167,7 +171,7 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         "value_range": _numbers(value_range, float, "--value-range"), "activation": activation,
     }  # fmt: skip
     options = load_config(config, {key: value for key, value in flags.items() if value is not None})
-    several = len(inputs) > 1 or is_folder(inputs[0])
+    several = not options.mosaic and (len(inputs) > 1 or is_folder(inputs[0]))
     if dry_run:
         estimates = list(api.estimate(inputs, out, options))
         document = {"estimate": estimates if several else estimates[0]}

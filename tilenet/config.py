@@ -75,6 +75,8 @@ class PredictConfig(BaseModel):
         Micrometres, or CRS units, per pixel to read at instead.
     like : Path or None
         A raster whose grid (CRS, transform, size) the mask shall have, in place of these.
+    mosaic : bool
+        See all inputs as one raster, and make one mask; where they overlap, the first one counts.
     source_mpp : float or None
         Micrometres per pixel of the file, in place of what it says.
     plane : tuple of (str, int)
@@ -125,6 +127,7 @@ class PredictConfig(BaseModel):
     mpp: Annotated[FiniteFloat, Field(gt=0)] | None = None
     resolution: Annotated[FiniteFloat, Field(gt=0)] | None = None
     like: Path | None = None
+    mosaic: bool = False
     source_mpp: Annotated[FiniteFloat, Field(gt=0)] | None = None
     plane: Annotated[tuple[tuple[str, int], ...], BeforeValidator(_plane)] = ()
     bands: Bands = None

@@ -61,6 +61,8 @@ class Request:
         What it runs on.
     like : Grid or None
         The grid that `config.like` names.
+    scenes : tuple of str
+        Rasters that are seen as one; () if each is its own.
     """
 
     config: PredictConfig
@@ -68,6 +70,7 @@ class Request:
     shape: NetworkShape
     setup: Setup
     like: Grid | None = None
+    scenes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,7 @@ def _view(request: Request) -> View:
         source_mpp=config.source_mpp,
         plane=config.plane,
         like=request.like,
+        mosaic=request.scenes,
         scaling=config.scaling,
         trained_bands=() if isinstance(card.bands, int) else card.bands,
         trained_mpp=card.mpp,

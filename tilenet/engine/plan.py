@@ -217,6 +217,7 @@ class Plan:
             "like": None
             if like is None
             else [like.crs_wkt, *like.transform, like.height, like.width],
+            "mosaic": [[w.row, w.col, w.height, w.width] for _, w in raster.scenes],
             "scaling": None if raster.scaling is None else [list(one) for one in raster.scaling],
             "source_mpp": raster.view.source_mpp,
             "plane": [list(one) for one in raster.plane],

@@ -77,6 +77,7 @@ def view_of(recipe: dict[str, Any]) -> View:
         **kept | {
             "bands": None if bands is None else tuple(bands),
             "like": like and Grid(**like | {"transform": tuple(like["transform"])}),
+            "mosaic": tuple(kept.get("mosaic", ())),
             "trained_bands": tuple(kept.get("trained_bands", ())),
             "plane": tuple((axis, index) for axis, index in kept["plane"]),
         }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.errors import InputError, TilenetError
-from tilenet.sources import gdal, slide, tiff
+from tilenet.sources import gdal, mosaic, slide, tiff
 from tilenet.sources.grid import Grid
 from tilenet.sources.raster import Handle, Raster
 from tilenet.sources.rasterinfo import Found, RasterInfo, settled
@@ -24,6 +24,8 @@ _HANDLES: dict[str, Callable[[RasterInfo], Handle]] = {
 
 def open_handle(info: RasterInfo) -> Handle:
     """Open the file of a raster that is known."""
+    if info.scenes:
+        return mosaic.MosaicHandle(info, open_raster)
     return _HANDLES.get(info.driver, gdal.GdalHandle)(info)
 
 
@@ -38,7 +40,7 @@ def open_raster(
     Parameters
     ----------
     path : str or Path
-        A local file.
+        A local file. With the view's `mosaic` these are the files, and this says nothing.
     view : View, optional
         How to look at it: bands, level or resolution, plane. Default: all bands but alpha at full
         resolution.
@@ -54,6 +56,8 @@ def open_raster(
     UsageError
         The extra that reads it is not installed.
     """
+    if view is not None and view.mosaic:
+        return Raster(settled(mosaic.find(view, open_raster), view), open_handle)
     name = str(path)
     if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
         raise InputError("the name is not UTF-8", name, "rename the file")

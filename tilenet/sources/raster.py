@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ __all__ = ["Handle", "Raster"]
 
 _INDEPENDENT = {
     "GTiff", "JP2OpenJPEG", "HFA", "NITF", "PCIDSK", "ENVI", "EHdr", "RMF", "openslide",
-    "tifffile", "zarr",
+    "tifffile", "zarr", "mosaic",
 }  # fmt: skip
 """Formats whose native blocks are decoded apart: one that is damaged leaves the others whole."""
 
@@ -42,6 +42,13 @@ class Handle(Protocol):
 
     def close(self) -> None:
         """Close the file."""
+
+
+class Mosaic(Handle, Protocol):
+    """Open files that are seen as one."""
+
+    def composed(self, box: Window, fill: NDArray[np.float64]) -> Pixels:
+        """Return a window in the dtype that is handed out, its invalid values filled."""
 
 
 class Raster:
@@ -237,6 +244,8 @@ class Raster:
         return pixels
 
     def _read(self, handle: Handle, box: Window, fill: NDArray[np.float64]) -> Pixels:
+        if self.info.scenes:
+            return cast("Mosaic", handle).composed(box, fill)
         stored, valid = handle.read(box)
         pixels = self._meant(stored)
         invalid = invalid_values(stored, self.info.nodata)

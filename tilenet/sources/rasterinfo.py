@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tilenet.geometry import Georeference
+from tilenet.geometry import Georeference, Window
 from tilenet.sources.bands import Scaling, bands_note
 from tilenet.sources.view import Resampling, View, settle
 from tilenet.sources.warp import Warp, fit
@@ -63,6 +63,8 @@ class RasterInfo:
         How the grid follows from the level; None if they are the same.
     warp : Warp or None
         How a grid of another place follows from that; None if there is none.
+    scenes : tuple of (str, Window)
+        Of a mosaic: the rasters it is made of, the first on top, and where each lies in it.
     scaling : tuple of (float, float) or None
         Per band in use the scale and offset that are applied; None if pixels are as stored.
     plane : tuple of (str, int)
@@ -94,6 +96,7 @@ class RasterInfo:
     georeference: Georeference
     resampling: Resampling | None
     warp: Warp | None
+    scenes: tuple[tuple[str, Window], ...]
     scaling: Scaling | None
     plane: tuple[tuple[str, int], ...]
     view: View
@@ -113,7 +116,8 @@ class Found:
 
     Parameters
     ----------
-    path, driver, bands, count, names, stored_dtype, levels, nodata, validity, files, plane, scaling
+    path, driver, bands, count, names, stored_dtype, levels, nodata, validity, files, plane,
+    scaling, scenes
         As in `RasterInfo`.
     georeference : Georeference
         Of the full resolution.
@@ -141,6 +145,7 @@ class Found:
     plane: tuple[tuple[str, int], ...] = ()
     notes: tuple[str, ...] = ()
     scaling: Scaling | None = None
+    scenes: tuple[tuple[str, Window], ...] = ()
 
 
 def settled(found: Found, view: View) -> RasterInfo:
@@ -175,6 +180,7 @@ def settled(found: Found, view: View) -> RasterInfo:
         georeference=place,
         resampling=chosen.resampling,
         warp=warp,
+        scenes=found.scenes,
         scaling=found.scaling,
         plane=found.plane,
         view=view,

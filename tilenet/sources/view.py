@@ -39,6 +39,8 @@ class View:
         Which index of each further axis (z, t, …) of a stack, from 0.
     like : Grid, optional
         The grid to bring it to, in place of a level or resolution.
+    mosaic : tuple of str
+        Rasters that are seen as one, the first on top; () for one raster alone.
     scaling : {"apply", "stored"}, optional
         Whether the network sees what the numbers mean by the file's scale and offset, or the
         numbers. Without it a file that has such is refused.
@@ -56,6 +58,7 @@ class View:
     source_mpp: float | None = None
     plane: tuple[tuple[str, int], ...] = ()
     like: Grid | None = None
+    mosaic: tuple[str, ...] = ()
     scaling: Literal["apply", "stored"] | None = None
     trained_bands: tuple[str, ...] = ()
     trained_mpp: float | None = None
