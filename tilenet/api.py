@@ -27,6 +27,7 @@ from tilenet.errors import (
     TilenetError,
     UsageError,
     convert_errors,
+    without_secrets,
 )
 from tilenet.models.session import Setup, choose, cores, network_shape
 from tilenet.models.store import ModelFiles, find_model
@@ -361,7 +362,7 @@ def _estimate(plan: Plan, files: ModelFiles) -> dict[str, Any]:
     reach = lattice.reach(0)
     tile_height, _ = lattice.tile_shape
     return {
-        "input": raster.path,
+        "input": without_secrets(raster.path),
         "width": raster.width,
         "height": raster.height,
         "pixels": pixels,

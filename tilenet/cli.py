@@ -143,6 +143,9 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     read_timeout: Annotated[
         float | None, typer.Option(help="Seconds after which a read counts as stuck.")
     ] = None,
+    allow_remote: Annotated[
+        bool | None, typer.Option("--allow-remote", help="Read s3://… and other URLs, and VRT.")
+    ] = None,
     insecure_cluster: Annotated[
         bool | None, typer.Option("--insecure-cluster", help="Take tcp:// beyond this machine.")
     ] = None,
@@ -165,7 +168,8 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         "threshold": threshold, "probabilities": probabilities, "format": format,
         "zarr_format": zarr_format, "scheduler": scheduler, "block": block, "chunk": chunk,
         "skip_nodata": False if no_skip else None, "overwrite": overwrite,
-        "strict": strict, "read_timeout": read_timeout, "insecure_cluster": insecure_cluster,
+        "strict": strict, "read_timeout": read_timeout, "allow_remote": allow_remote,
+        "insecure_cluster": insecure_cluster,
         "classes": None if classes is None else tuple(classes.split(",")),
         "mean": _numbers(mean, float, "--mean"), "std": _numbers(std, float, "--std"),
         "value_range": _numbers(value_range, float, "--value-range"), "activation": activation,

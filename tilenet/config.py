@@ -106,6 +106,8 @@ class PredictConfig(BaseModel):
         Stop at pixels that cannot be read, instead of leaving them without an answer.
     read_timeout : float
         Seconds after which a read counts as stuck, and its process is ended.
+    allow_remote : bool
+        Read inputs that lie in an object store or on a web server.
     insecure_cluster : bool
         Take a ``tcp://`` scheduler beyond this machine, to which anybody can send code.
     classes, mean, std, value_range, activation : optional
@@ -143,6 +145,7 @@ class PredictConfig(BaseModel):
     overwrite: bool = False
     strict: bool = False
     read_timeout: Annotated[float, Field(gt=0)] = 600.0
+    allow_remote: bool = False
     insecure_cluster: bool = False
     classes: tuple[str, ...] | None = None
     mean: tuple[FiniteFloat, ...] | None = None

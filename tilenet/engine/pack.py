@@ -148,6 +148,7 @@ def _view(request: Request) -> View:
         resolution=config.resolution,
         source_mpp=config.source_mpp,
         plane=config.plane,
+        allow_remote=config.allow_remote,
         like=request.like,
         mosaic=request.scenes,
         scaling=config.scaling,

@@ -13,7 +13,7 @@ from typing import Any
 
 from tilenet.blend import Blend
 from tilenet.engine.plan import Plan
-from tilenet.errors import InputError, ModelError
+from tilenet.errors import InputError, ModelError, without_secrets
 from tilenet.lattice import Axis, Lattice
 from tilenet.models.card import parse_card
 from tilenet.models.session import choose, network_shape
@@ -31,7 +31,7 @@ def recipe_of(plan: Plan) -> dict[str, Any]:
     weights = plan.model.weights
     bundled = weights.is_relative_to(BUNDLED)
     return {
-        "input": plan.raster.path,
+        "input": without_secrets(plan.raster.path),
         "view": asdict(plan.raster.view),
         "model": {
             "kind": plan.model.kind,
@@ -77,6 +77,7 @@ def view_of(recipe: dict[str, Any]) -> View:
         **kept | {
             "bands": None if bands is None else tuple(bands),
             "like": like and Grid(**like | {"transform": tuple(like["transform"])}),
+            "allow_remote": False,  # a mask from a stranger must not make us use the network
             "mosaic": tuple(kept.get("mosaic", ())),
             "trained_bands": tuple(kept.get("trained_bands", ())),
             "plane": tuple((axis, index) for axis, index in kept["plane"]),

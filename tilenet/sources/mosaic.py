@@ -38,7 +38,12 @@ class _Scene:
 
 def _view(view: View) -> View:
     """Return how each scene is looked at."""
-    return View(bands=view.bands, scaling=view.scaling, trained_bands=view.trained_bands)
+    return View(
+        bands=view.bands,
+        scaling=view.scaling,
+        trained_bands=view.trained_bands,
+        allow_remote=view.allow_remote,
+    )
 
 
 def _offset(first: Georeference, other: Georeference, path: str) -> tuple[int, int]:

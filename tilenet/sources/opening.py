@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tilenet.errors import InputError, TilenetError
+from tilenet.errors import InputError, TilenetError, UsageError
 from tilenet.sources import gdal, mosaic, slide, tiff
 from tilenet.sources.grid import Grid
 from tilenet.sources.raster import Handle, Raster
 from tilenet.sources.rasterinfo import Found, RasterInfo, settled
+from tilenet.sources.remote import RemoteName, is_remote, require_permission
 from tilenet.sources.view import View
+from tilenet.sources.vsi import checked_name
 from tilenet.strangers import exists, is_file
 
 __all__ = ["grid_of", "open_handle", "open_raster"]
@@ -59,6 +61,8 @@ def open_raster(
     if view is not None and view.mosaic:
         return Raster(settled(mosaic.find(view, open_raster), view), open_handle)
     name = str(path)
+    if is_remote(name):
+        return _remote(RemoteName(name), view or View())
     if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
         raise InputError("the name is not UTF-8", name, "rename the file")
     if not exists(name):
@@ -70,7 +74,7 @@ def open_raster(
     if slide.is_slide(name):
         return Raster(settled(slide.find(name, view), view), open_handle)
     try:
-        dataset = _dataset(name)
+        dataset = _dataset(name, view)
     except InputError as error:
         if "codec" not in str(error):
             raise
@@ -79,11 +83,28 @@ def open_raster(
     return _by_gdal(name, dataset, view, checked=checked, keep_open=keep_open)
 
 
-def _dataset(name: str) -> Any:
+def _remote(name: RemoteName, view: View) -> Raster:
+    """Open a raster that lies elsewhere."""
+    require_permission(name, view.allow_remote)
+    url = checked_name(name)
+    return _by_gdal(url, _dataset(url, view), view, checked=True, keep_open=False)
+
+
+def _is_vrt(name: str) -> bool:
+    with Path(name).open("rb") as file:
+        return b"<VRTDataset" in file.read(1024)
+
+
+def _dataset(name: str, view: View) -> Any:
+    elsewhere = view.allow_remote
     try:
-        with gdal.environment():
-            return gdal.open_dataset(name, 0)
+        with gdal.environment(elsewhere=elsewhere, distant=is_remote(name)):
+            return gdal.open_dataset(name, 0, elsewhere=elsewhere)
     except Exception as error:  # GDAL's own classes are neither RasterioError nor OSError
+        if not elsewhere and _is_vrt(name):
+            raise UsageError(
+                "a VRT points to other files", name, "to follow it, give --allow-remote"
+            ) from error
         raise InputError(
             f"not a raster that can be read: {error}", name, "check the file"
         ) from error
@@ -103,8 +124,8 @@ def _other_reader(name: str, dataset: Any) -> Callable[[str, View], Found] | Non
 def _by_gdal(name: str, dataset: Any, view: View, *, checked: bool, keep_open: bool) -> Raster:
     kept = False
     try:
-        with gdal.environment():
-            other = _other_reader(name, dataset)
+        with gdal.environment(elsewhere=view.allow_remote, distant=is_remote(name)):
+            other = None if is_remote(name) else _other_reader(name, dataset)
             if other is not None:
                 return Raster(settled(other(name, view), view), open_handle)
             info = settled(gdal.find(name, dataset, view, checked=checked), view)

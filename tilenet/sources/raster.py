@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tilenet.errors import InputError, ResourceError, TilenetError
 from tilenet.geometry import Window, reflect
 from tilenet.sources.rasterinfo import RasterInfo
+from tilenet.sources.remote import is_remote
 from tilenet.sources.resample import resample, source_window, target_window
 from tilenet.sources.salvage import Pixels, is_out_of_memory, salvage
 from tilenet.sources.validity import invalid_values
@@ -151,6 +152,8 @@ class Raster:
         """Return our error for one of GDAL's, which does not tell the file from the machine."""
         if is_out_of_memory(error):
             return ResourceError("out of memory", self.info.path, "use a smaller --block")
+        if is_remote(self.info.path):
+            return ResourceError(f"{what}: {error}", self.info.path, "a rerun resumes")
         try:
             with Path(self.info.path).open("rb") as file:
                 file.read(1)
@@ -229,6 +232,8 @@ class Raster:
         except Exception as error:
             if damaged is None or self.info.driver not in _INDEPENDENT or is_out_of_memory(error):
                 raise
+            if is_remote(self.info.path):
+                raise  # what a network does not give is not lost
         blank = _as_pixels(fill, np.dtype(self.info.dtype))
         read = partial(self._read, handle, fill=fill)
         return salvage(read, box, self.info.native_block, blank, damaged)

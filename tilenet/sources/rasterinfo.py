@@ -127,6 +127,8 @@ class Found:
         From a level, to the height and width of its own tile or strip.
     notes : tuple of str
         What the user should know.
+    fingerprint : callable or None
+        From a level, to a hash of what is read; None for that of `files`.
     """
 
     path: str
@@ -144,6 +146,7 @@ class Found:
     files: tuple[str, ...]
     plane: tuple[tuple[str, int], ...] = ()
     notes: tuple[str, ...] = ()
+    fingerprint: Callable[[int], str] | None = None
     scaling: Scaling | None = None
     scenes: tuple[tuple[str, Window], ...] = ()
 
@@ -186,7 +189,11 @@ def settled(found: Found, view: View) -> RasterInfo:
         view=view,
         notes=notes + chosen.notes,
         files=found.files,
-        fingerprint=fingerprint(found.files),
+        fingerprint=(
+            fingerprint(found.files)
+            if found.fingerprint is None
+            else found.fingerprint(chosen.level)
+        ),
     )
 
 

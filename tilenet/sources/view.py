@@ -39,6 +39,8 @@ class View:
         Which index of each further axis (z, t, …) of a stack, from 0.
     like : Grid, optional
         The grid to bring it to, in place of a level or resolution.
+    allow_remote : bool
+        Whether it may lie on another machine, or point to other files (VRT).
     mosaic : tuple of str
         Rasters that are seen as one, the first on top; () for one raster alone.
     scaling : {"apply", "stored"}, optional
@@ -57,6 +59,7 @@ class View:
     resolution: float | None = None
     source_mpp: float | None = None
     plane: tuple[tuple[str, int], ...] = ()
+    allow_remote: bool = False
     like: Grid | None = None
     mosaic: tuple[str, ...] = ()
     scaling: Literal["apply", "stored"] | None = None
