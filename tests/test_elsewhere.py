@@ -97,7 +97,7 @@ def test_a_server_that_goes_away_loses_no_pixels(served):
 def test_a_vrt_needs_the_flag(tmp_path):
     path = write_tif(tmp_path / "a.tif", picture(30, 40), georeferenced=True)
     rasterio.shutil.copy(str(path), str(tmp_path / "a.vrt"), driver="VRT")
-    with pytest.raises(UsageError, match=r"points to other files.*--allow-remote"):
+    with pytest.raises(InputError, match=r"points to other files.*--allow-remote"):
         open_raster(tmp_path / "a.vrt")
     found, valid = whole(tmp_path / "a.vrt", ALLOWED)
     assert np.array_equal(found, picture(30, 40))

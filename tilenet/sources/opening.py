@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tilenet.errors import InputError, TilenetError, UsageError
+from tilenet.errors import InputError, TilenetError
 from tilenet.sources import gdal, mosaic, slide, tiff
 from tilenet.sources.grid import Grid
 from tilenet.sources.raster import Handle, Raster
@@ -102,7 +102,7 @@ def _dataset(name: str, view: View) -> Any:
             return gdal.open_dataset(name, 0, elsewhere=elsewhere)
     except Exception as error:  # GDAL's own classes are neither RasterioError nor OSError
         if not elsewhere and _is_vrt(name):
-            raise UsageError(
+            raise InputError(
                 "a VRT points to other files", name, "to follow it, give --allow-remote"
             ) from error
         raise InputError(
