@@ -49,9 +49,10 @@ def _normal(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def identity(path, bands=3, **keys):
-    """Scores = pixels / 255, unbounded: one channel makes two classes."""
-    document = card(max(bands, 2), bands=bands, activation="none", **keys)
+def identity(path, bands=3, count=None, **keys):
+    """Scores = pixels / 255, unbounded: one channel makes two classes; bands may be names."""
+    named, bands = bands, count or bands
+    document = card(max(bands, 2), bands=named, activation="none", **keys)
     return _save(path, [helper.make_node("Identity", ["x"], ["y"])], {}, bands, bands, document)
 
 

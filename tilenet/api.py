@@ -29,12 +29,13 @@ from tilenet.errors import (
     TilenetError,
     UsageError,
     convert_errors,
+    without_secrets,
 )
 from tilenet.models.session import Setup, choose, cores, network_shape
 from tilenet.models.store import ModelFiles, find_model
 from tilenet.results import Failure, PredictResult, RunResult, run_result
 from tilenet.sinks import label_path, read_image, warnings_for
-from tilenet.sources import Input, RemoteName, find_inputs, named
+from tilenet.sources import Input, RemoteName, find_inputs, grid_of, named
 from tilenet.strangers import is_collection
 
 __all__ = ["Failure", "PredictResult", "RunResult", "estimate", "predict"]
@@ -58,7 +59,7 @@ class _Clock:
         return time.perf_counter() - self.start
 
 
-def _request(config: PredictConfig, known: Setup | None) -> Request:
+def _request(config: PredictConfig, known: Setup | None, scenes: tuple[str, ...] = ()) -> Request:
     """Find the model and choose what it runs on; what is "auto" follows an unfinished run."""
     files = find_model(config.model, config.model_config_file, config.card_overrides())
     shape = network_shape(files)
@@ -84,11 +85,19 @@ def _request(config: PredictConfig, known: Setup | None) -> Request:
         "model %s on %s, %s %s: %s",
         files.card.name, setup.device, setup.backend, setup.precision, setup.why,
     )  # fmt: skip
-    return Request(config, files, shape, setup)
+    like = None if config.like is None else grid_of(config.like)
+    return Request(config, files, shape, setup, like, scenes)
 
 
-def _is_single(paths: Sequence[Path | RemoteName]) -> bool:
+def _is_single(paths: Sequence[Path | RemoteName], config: PredictConfig) -> bool:
+    if config.mosaic:
+        return True
     return len(paths) == 1 and (isinstance(paths[0], RemoteName) or not is_collection(paths[0]))
+
+
+def _scenes(found: list[Input], config: PredictConfig) -> tuple[str, ...]:
+    """Return the rasters that are seen as one; () if each is its own."""
+    return tuple(str(one.path.absolute()) for one in found) if config.mosaic else ()
 
 
 def _named_output(out: Path, config: PredictConfig) -> Path:
@@ -120,6 +129,8 @@ def _say_plan(plan: Plan) -> None:
         )
     if plan.area is not None:
         _say_savings(plan)
+    if plan.raster.warp is not None:
+        _logger.info("brought to the grid of --like, from level %d", plan.raster.level)
     if plan.format == "zarr":
         for line in warnings_for(plan.spec):
             _logger.warning("%s", line)
@@ -215,13 +226,14 @@ def _executor(config: PredictConfig, tasks: int) -> AbstractContextManager[Execu
 
 
 def _predict_one(
-    source: Input, out: Path, config: PredictConfig, progress: Progress
+    found: list[Input], out: Path, config: PredictConfig, progress: Progress
 ) -> PredictResult:
     clock = _Clock()
     out = _named_output(out, config)
     known = plan_in_progress(out)
-    request = _request(config, None if known is None else known.setup)
-    [item], spans = pack_task([Job(source.path, out)], request, named=True)
+    setup = None if known is None else known.setup
+    request = _request(config, setup, _scenes(found, config))
+    [item], spans = pack_task([Job(found[0].path, out)], request, named=True)
     if item.error is not None:
         raise item.error
     assert item.plan is not None
@@ -341,7 +353,7 @@ def _destination(inputs: list[Path | RemoteName], out: Path | None, config: Pred
         return out
     if config.into is None or out is not None:
         raise UsageError("one of them says where the mask goes", "--out, --into", "give one")
-    if not _is_single(inputs):
+    if not _is_single(inputs, config):
         raise UsageError("an image takes the mask of one raster", "--into", "name one input")
     read_image(config.into)  # before the model is looked for, which may take long
     files = find_model(config.model, config.model_config_file, config.card_overrides())
@@ -383,8 +395,8 @@ def predict(
         names = [named(name) for name in inputs]
         out = _destination(names, out, config)
         found = find_inputs(names, out)
-        if _is_single(names):
-            result = _predict_one(found[0], out, config, notify)
+        if _is_single(names, config):
+            result = _predict_one(found, out, config, notify)
             _write_items(result.runs, config)
             return result
         result = _predict_many(found, out, config, notify)
@@ -420,7 +432,7 @@ def _estimate(plan: Plan, files: ModelFiles) -> dict[str, Any]:
     tile_height, _ = lattice.tile_shape
     saved = savings_of(plan)
     return {
-        "input": raster.path,
+        "input": without_secrets(raster.path),
         "width": raster.width,
         "height": raster.height,
         "pixels": pixels,
@@ -470,11 +482,11 @@ def estimate(
         names = [named(name) for name in inputs]
         out = _destination(names, out, config)
         found = find_inputs(names, out)
-        single = _is_single(names)
+        single = _is_single(names, config)
         if single:
             out = _named_output(out, config)
-        request = _request(config, None)
-        for source in found:
+        request = _request(config, None, _scenes(found, config))
+        for source in found[:1] if single else found:
             job = Job(source.path, out if single else out / source.stem)
             try:
                 with closing(open_job(job, request)) as raster:

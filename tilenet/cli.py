@@ -102,6 +102,13 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     resolution: Annotated[
         float | None, typer.Option(help="CRS units per pixel to read at (maps).")
     ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(help="A raster whose grid (CRS, pixels) the mask has.", readable=False),
+    ] = None,
+    mosaic: Annotated[
+        bool | None, typer.Option("--mosaic", help="See all inputs as one raster: one mask.")
+    ] = None,
     source_mpp: Annotated[
         float | None, typer.Option(help="Micrometres per pixel of the file, if it says none.")
     ] = None,
@@ -109,7 +116,12 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     variable: Annotated[
         str | None, typer.Option(help="Array of a Zarr store, by its path inside.")
     ] = None,
-    bands: Annotated[str | None, typer.Option(help="Bands from 1, as in 4,3,2.")] = None,
+    bands: Annotated[
+        str | None, typer.Option(help="Bands from 1, as in 4,3,2, or by name: B04,B03,B02.")
+    ] = None,
+    scaling: Annotated[
+        str | None, typer.Option(help="What a file's scale and offset do: apply, or stored.")
+    ] = None,
     aoi: Annotated[
         Path | None, typer.Option(help="Polygons outside which nothing is done.", readable=False)
     ] = None,
@@ -152,7 +164,7 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         float | None, typer.Option(help="Seconds after which a read counts as stuck.")
     ] = None,
     allow_remote: Annotated[
-        bool | None, typer.Option("--allow-remote", help="Read s3://… and other URLs.")
+        bool | None, typer.Option("--allow-remote", help="Read s3://… and other URLs, and VRT.")
     ] = None,
     insecure_cluster: Annotated[
         bool | None, typer.Option("--insecure-cluster", help="Take tcp:// beyond this machine.")
@@ -174,8 +186,9 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         "into": into, "model": model, "model_config_file": model_config, "tile": tile,
         "overlap": overlap, "blend": blend, "batch_size": batch_size, "device": device,
         "backend": backend, "precision": precision, "level": level, "mpp": mpp,
-        "resolution": resolution, "source_mpp": source_mpp, "plane": plane, "variable": variable,
-        "bands": _numbers(bands, int, "--bands"), "aoi": aoi, "within": within,
+        "resolution": resolution, "like": like, "mosaic": mosaic, "source_mpp": source_mpp,
+        "plane": plane, "variable": variable, "bands": bands, "scaling": scaling, "aoi": aoi,
+        "within": within,
         "threshold": threshold, "probabilities": probabilities, "format": format,
         "zarr_format": zarr_format, "scheduler": scheduler, "block": block, "chunk": chunk,
         "stac": stac,
@@ -187,7 +200,7 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         "value_range": _numbers(value_range, float, "--value-range"), "activation": activation,
     }  # fmt: skip
     options = load_config(config, {key: value for key, value in flags.items() if value is not None})
-    several = len(inputs) > 1 or is_collection(inputs[0])
+    several = not options.mosaic and (len(inputs) > 1 or is_collection(inputs[0]))
     if dry_run:
         estimates = list(api.estimate(inputs, out, options))
         document = {"estimate": estimates if several else estimates[0]}

@@ -24,6 +24,9 @@ def evaluate(  # noqa: PLR0913 - one parameter for each flag
     class_column: Annotated[str | None, typer.Option(help="As for train.")] = None,
     palette: Annotated[Path | None, typer.Option(help="As for train.")] = None,
     bands: Annotated[str | None, typer.Option(help="Bands from 1, as in 4,3,2.")] = None,
+    scaling: Annotated[
+        str | None, typer.Option(help="What a file's scale and offset do: apply, or stored.")
+    ] = None,
     device: Annotated[str, typer.Option(help="As for predict.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
@@ -43,6 +46,7 @@ def evaluate(  # noqa: PLR0913 - one parameter for each flag
         flags = {
             "data": data, "format": format, "labels": labels, "area": area, "palette": palette,
             "class_column": class_column, "bands": split_numbers(bands, int, "--bands"),
+            "scaling": scaling,
         }  # fmt: skip
         options = load_train_config(None, {k: v for k, v in flags.items() if v is not None})
         with telling_problems():

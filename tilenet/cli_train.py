@@ -44,6 +44,9 @@ def train(  # noqa: PLR0913 - one parameter for each flag
     palette: Annotated[Path | None, typer.Option(help='File of "#rrggbb" = "class".')] = None,
     classes: Annotated[str | None, typer.Option(help="Class names in order.")] = None,
     bands: Annotated[str | None, typer.Option(help="Bands from 1, as in 4,3,2.")] = None,
+    scaling: Annotated[
+        str | None, typer.Option(help="What a file's scale and offset do: apply, or stored.")
+    ] = None,
     val: Annotated[float | None, typer.Option(help="Share held out.")] = None,
     fold: Annotated[int | None, typer.Option(help="Which share is held out.")] = None,
     split: Annotated[str | None, typer.Option(help="auto, folder, image or block.")] = None,
@@ -94,7 +97,7 @@ def train(  # noqa: PLR0913 - one parameter for each flag
         "data": data, "format": format, "labels": labels, "area": area,
         "class_column": class_column, "palette": palette,
         "classes": None if classes is None else tuple(classes.split(",")),
-        "bands": split_numbers(bands, int, "--bands"),
+        "bands": split_numbers(bands, int, "--bands"), "scaling": scaling,
         "val": val, "fold": fold, "split": split, "arch": arch, "encoder": encoder,
         "encoder_weights": encoder_weights, "activation": activation, "tile": tile,
         "batch_size": batch_size, "epochs": epochs, "steps": steps, "lr": lr,

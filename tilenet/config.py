@@ -47,6 +47,20 @@ def _within(value: str) -> str:
     return value if value in ("none", "auto") else str(Path(value).absolute())
 
 
+def _bands(value: Any) -> Any:
+    """Return ``4,3,2`` or ``red,green,blue`` as numbers and names."""
+    if not isinstance(value, str):
+        return value
+    parts = [part.strip() for part in value.split(",")]
+    if not all(parts):
+        raise ValueError(f"bands: {value} is not like 4,3,2 or red,green,blue")
+    return tuple(int(part) if part.lstrip("-").isdecimal() else part for part in parts)
+
+
+Bands = Annotated[tuple[int | str, ...] | None, BeforeValidator(_bands)]
+"""Bands of a raster, from 1 or by name."""
+
+
 class PredictConfig(BaseModel):
     """Options of predict, named as on the command line.
 
@@ -68,14 +82,21 @@ class PredictConfig(BaseModel):
         Pyramid level to read; None: full resolution, or what the model was trained at.
     mpp, resolution : float or None
         Micrometres, or CRS units, per pixel to read at instead.
+    like : Path or None
+        A raster whose grid (CRS, transform, size) the mask shall have, in place of these.
+    mosaic : bool
+        See all inputs as one raster, and make one mask; where they overlap, the first one counts.
     source_mpp : float or None
         Micrometres per pixel of the file, in place of what it says.
     plane : tuple of (str, int)
         Index of each further axis of a stack, as in ``z=3,t=0``.
     variable : str or None
         Which array of a Zarr store, by its path inside.
-    bands : tuple of int or None
-        Bands from 1.
+    bands : tuple of int or str, or None
+        Bands from 1, or by name, in the model's order; None: those of the model's names if the file
+        has them, else all but alpha.
+    scaling : {"apply", "stored"} or None
+        What a file's scale and offset do: make the pixels, or nothing. None refuses such a file.
     aoi : Path or None
         Polygons outside which nothing is done.
     within : str
@@ -126,10 +147,13 @@ class PredictConfig(BaseModel):
     level: Annotated[int, Field(ge=0)] | None = None
     mpp: Annotated[FiniteFloat, Field(gt=0)] | None = None
     resolution: Annotated[FiniteFloat, Field(gt=0)] | None = None
+    like: Path | None = None
+    mosaic: bool = False
     source_mpp: Annotated[FiniteFloat, Field(gt=0)] | None = None
     plane: Annotated[tuple[tuple[str, int], ...], BeforeValidator(_plane)] = ()
     variable: str | None = None
-    bands: tuple[int, ...] | None = None
+    bands: Bands = None
+    scaling: Literal["apply", "stored"] | None = None
     aoi: Annotated[Path, AfterValidator(_absolute)] | None = None
     within: Annotated[str, Field(min_length=1), AfterValidator(_within)] = "none"
     threshold: FiniteFloat | None = None
@@ -157,8 +181,9 @@ class PredictConfig(BaseModel):
     def _consistent(self) -> PredictConfig:
         if self.block is not None and self.block % self.chunk:
             raise ValueError(f"block: {self.block} is no whole number of chunks of {self.chunk}")
-        if sum(value is not None for value in (self.level, self.mpp, self.resolution)) > 1:
-            raise ValueError("level: give one of --level, --mpp and --resolution")
+        grids = (self.level, self.mpp, self.resolution, self.like)
+        if sum(value is not None for value in grids) > 1:
+            raise ValueError("level: give one of --level, --mpp, --resolution and --like")
         if self.into is not None and self.format not in (None, "zarr"):
             raise ValueError("format: an OME-Zarr image takes zarr only")
         if self.tile is not None and self.overlap is not None and 4 * self.overlap > 3 * self.tile:

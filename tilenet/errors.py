@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -41,12 +42,24 @@ __all__ = [
     "blame",
     "convert_errors",
     "one_line",
+    "without_secrets",
 ]
+
+
+_PASSWORD = re.compile(r"(?<=://)[^/\s@]+@")
+_QUERY = re.compile(r"(?<=[^/\s]/)([^\s?;]*)\?[^\s;,\"']*")
+
+
+def without_secrets(text: str) -> str:
+    """Return a text whose URLs have no passwords and no queries, where signatures stand."""
+    if "://" not in text:
+        return text
+    return _QUERY.sub(r"\1", _PASSWORD.sub("", text))
 
 
 def one_line(text: object) -> str:
     """Return `text` on one line, control characters escaped (names come from strangers)."""
-    joined = " ".join(str(text).split())
+    joined = " ".join(without_secrets(str(text)).split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
 
 

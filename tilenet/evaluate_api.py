@@ -66,6 +66,12 @@ def evaluate_model(model: str, config: TrainConfig, **options: Any) -> Evaluatio
                 "map the data's values with --palette",
             )
         found, _ = judge_model(
-            model, data.samples, data, work / "masks", bands=config.bands, **options
+            model,
+            data.samples,
+            data,
+            work / "masks",
+            bands=config.bands,
+            scaling=config.scaling,
+            **options,
         )
     return Evaluation(classes, found.matrix, found.images)

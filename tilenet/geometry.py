@@ -59,6 +59,20 @@ class Window:
             min(self.col_stop, other.col_stop),
         )
 
+    def halves(self) -> tuple[Window, Window]:
+        """Return its two halves along the longer side."""
+        if self.height >= self.width:
+            cut = self.height // 2
+            return (
+                Window(self.row, self.col, cut, self.width),
+                Window(self.row + cut, self.col, self.height - cut, self.width),
+            )
+        cut = self.width // 2
+        return (
+            Window(self.row, self.col, self.height, cut),
+            Window(self.row, self.col + cut, self.height, self.width - cut),
+        )
+
     def slices(self, row: int = 0, col: int = 0) -> tuple[slice, slice]:
         """Return slices into an array whose first pixel is (`row`, `col`)."""
         return (

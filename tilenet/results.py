@@ -11,7 +11,7 @@ from tilenet.engine.document import Finished
 from tilenet.engine.journal import Invalid
 from tilenet.engine.meter import Meter
 from tilenet.engine.plan import Plan
-from tilenet.errors import InvalidError
+from tilenet.errors import InvalidError, without_secrets
 from tilenet.ground import AreaUnit, pixel_area
 
 __all__ = ["ClassPixels", "Failure", "PredictResult", "RunResult", "run_result"]
@@ -240,7 +240,7 @@ def run_result(
         precision=plan.setup.precision,
         batch_size=plan.setup.batch_size,
         plan_hash=plan.hash,
-        input=plan.raster.path,
+        input=without_secrets(plan.raster.path),
         files=plan.raster.files,
     )
 

@@ -106,7 +106,13 @@ def _finish(work: Work, state: RunState, out: Path) -> TrainResult:
     write_model(out, work.arguments, work.card, tensors["network"], half=config.half_weights)
     val = found.parts.val[: config.engine_images or None]
     scores, judged = judge_model(
-        str(out), val, found.data, out / "validation", bands=config.bands, device=config.device
+        str(out),
+        val,
+        found.data,
+        out / "validation",
+        bands=config.bands,
+        scaling=config.scaling,
+        device=config.device,
     )
     figures = scores.as_dict()
     metrics = {

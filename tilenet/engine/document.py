@@ -17,7 +17,7 @@ import tilenet
 from tilenet.engine.journal import UNREADABLE, BlockRecord, Invalid, as_plain
 from tilenet.engine.plan import Plan
 from tilenet.engine.recipe import recipe_of
-from tilenet.errors import InputError
+from tilenet.errors import InputError, without_secrets
 from tilenet.geometry import Window
 from tilenet.strangers import parse_json
 
@@ -104,7 +104,7 @@ def plan_document(plan: Plan, done: Finished | None = None) -> dict[str, Any]:
         "plan_hash": plan.hash,
         "identity": plan.identity(),
         "model": plan.model.card.name,
-        "input": Path(plan.raster.path).name,
+        "input": Path(without_secrets(plan.raster.path)).name,
         "recipe": recipe_of(plan),
         "spec": plan.spec.as_dict(),
     }

@@ -36,7 +36,7 @@ from tilenet.geometry import Window
 from tilenet.models.session import NetworkShape, Setup
 from tilenet.models.store import ModelFiles
 from tilenet.sinks import MaskStore, read_image
-from tilenet.sources import Raster, RasterInfo, RemoteName, View, area_of, open_raster
+from tilenet.sources import Grid, Raster, RasterInfo, RemoteName, View, area_of, open_raster
 from tilenet.watchdog import watched
 
 __all__ = ["Job", "PackItem", "Request", "open_job", "pack_task", "plan_for"]
@@ -59,12 +59,18 @@ class Request:
         What it takes and gives.
     setup : Setup
         What it runs on.
+    like : Grid or None
+        The grid that `config.like` names.
+    scenes : tuple of str
+        Rasters that are seen as one; () if each is its own.
     """
 
     config: PredictConfig
     files: ModelFiles
     shape: NetworkShape
     setup: Setup
+    like: Grid | None = None
+    scenes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +150,10 @@ def _view(request: Request) -> View:
         plane=config.plane,
         variable=config.variable,
         allow_remote=config.allow_remote,
+        like=request.like,
+        mosaic=request.scenes,
+        scaling=config.scaling,
+        trained_bands=() if isinstance(card.bands, int) else card.bands,
         trained_mpp=card.mpp,
         trained_resolution=card.ground_resolution,
     )

@@ -222,17 +222,22 @@ class Plan:
 
     def identity(self) -> dict[str, Any]:
         """Return what makes this run this run; not how it is cut, scheduled or where it lies."""
-        rows = self.lattice.rows
-        card, grid = self.model.card, self.raster.resampling
+        rows, raster = self.lattice.rows, self.raster
+        card, grid, like = self.model.card, raster.resampling, raster.view.like
         return {
             "schema": SCHEMA,
-            "input": self.raster.fingerprint,
-            "size": [self.raster.height, self.raster.width],
-            "bands": list(self.raster.bands),
-            "level": self.raster.level,
+            "input": raster.fingerprint,
+            "size": [raster.height, raster.width],
+            "bands": list(raster.bands),
+            "level": raster.level,
             "resampling": None if grid is None else [*grid.step, *grid.size],
-            "source_mpp": self.raster.view.source_mpp,
-            "plane": [list(one) for one in self.raster.plane],
+            "like": None
+            if like is None
+            else [like.crs_wkt, *like.transform, like.height, like.width],
+            "mosaic": [[w.row, w.col, w.height, w.width] for _, w in raster.scenes],
+            "scaling": None if raster.scaling is None else [list(one) for one in raster.scaling],
+            "source_mpp": raster.view.source_mpp,
+            "plane": [list(one) for one in raster.plane],
             "area": None if self.area is None else self.area.sha256,
             "model": self.model.sha256,
             "classes": [c.name for c in card.class_infos()],
@@ -294,6 +299,21 @@ def _core(chunk: int, tile: int, channels: int) -> tuple[int, int]:
     return rows * chunk, cols * chunk
 
 
+def _check_bands(raster: RasterInfo, files: ModelFiles, shape: NetworkShape) -> None:
+    """Raise ModelError unless the raster has as many bands as the network takes."""
+    if len(raster.bands) == shape.bands:
+        return
+    wanted = files.card.bands
+    named = "" if isinstance(wanted, int) else f" ({', '.join(wanted)})"
+    own = ", ".join(name or "?" for name in raster.names) if any(raster.names) else ""
+    raise ModelError(
+        f"the raster has {len(raster.bands)} bands (of {raster.count}{own and ': ' + own}), the "
+        f"model {files.card.name} wants {shape.bands}{named}",
+        raster.path,
+        "choose with --bands, by name or counted from 1",
+    )
+
+
 def make_plan(
     raster: RasterInfo,
     files: ModelFiles,
@@ -312,13 +332,7 @@ def make_plan(
     UsageError
         Tile and overlap do not fit, or the format does not.
     """
-    if len(raster.bands) != shape.bands:
-        raise ModelError(
-            f"the raster has {len(raster.bands)} bands (of {raster.count}), the model "
-            f"{files.card.name} wants {shape.bands}",
-            raster.path,
-            "choose with --bands, counted from 1",
-        )
+    _check_bands(raster, files, shape)
     if output == "png":
         check_png(raster.height, raster.width, raster.path)
     if output == "ome-tiff":

@@ -16,13 +16,13 @@ from pydantic import TypeAdapter
 
 from tilenet.blend import Blend
 from tilenet.engine.plan import Plan
-from tilenet.errors import InputError, ModelError
+from tilenet.errors import InputError, ModelError, without_secrets
 from tilenet.lattice import Axis, Lattice
 from tilenet.models.card import parse_card
 from tilenet.models.session import choose, network_shape
 from tilenet.models.store import BUNDLED, ModelFiles, identified
 from tilenet.sinks import MaskSpec
-from tilenet.sources import Area, View, open_raster
+from tilenet.sources import Area, Grid, View, open_raster
 
 __all__ = ["lattice_of", "plan_from", "recipe_of"]
 
@@ -35,7 +35,7 @@ def recipe_of(plan: Plan) -> dict[str, Any]:
     weights = plan.model.weights
     bundled = weights.is_relative_to(BUNDLED)
     return {
-        "input": plan.raster.path,
+        "input": without_secrets(plan.raster.path),
         "view": asdict(plan.raster.view),
         "model": {
             "kind": plan.model.kind,
@@ -90,12 +90,15 @@ def lattice_of(document: dict[str, Any]) -> Lattice:
 def view_of(recipe: dict[str, Any]) -> View:
     """Return how the raster was looked at."""
     kept = recipe["view"]
-    bands = kept["bands"]
+    bands, like = kept["bands"], kept.get("like")
     return View(
         **kept | {
             "bands": None if bands is None else tuple(bands),
-            "plane": tuple((axis, index) for axis, index in kept["plane"]),
+            "like": like and Grid(**like | {"transform": tuple(like["transform"])}),
             "allow_remote": False,  # a mask from a stranger must not make us use the network
+            "mosaic": tuple(kept.get("mosaic", ())),
+            "trained_bands": tuple(kept.get("trained_bands", ())),
+            "plane": tuple((axis, index) for axis, index in kept["plane"]),
         }
     )  # fmt: skip
 

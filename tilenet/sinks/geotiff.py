@@ -11,6 +11,7 @@ import errno
 import glob
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -184,7 +185,11 @@ def _export(
             plain, final = folder / "plain.tif", folder / "cog.tif"
             written = _fill(str(plain), read, spec, {**profile, **_PLAIN}, kind.describe)
             source = _with_overviews(plain) if kind.majority else plain
-            rasterio.shutil.copy(str(source), str(final), overview_resampling="AVERAGE", **_COG)
+            options = _COG
+            if spec.georeference.gcps:
+                # For statistics GDAL writes the VRT anew, and rounds the points in it.
+                options = _COG | {"statistics": "NO"}
+            rasterio.shutil.copy(str(source), str(final), overview_resampling="AVERAGE", **options)
             _compare(str(final), spec, written)
             if has_gaps(final):
                 raise ResourceError("GDAL had trouble writing", out, "free space, then run again")
@@ -212,7 +217,17 @@ def _with_overviews(plain: Path) -> Path:
         "<SourceBand>1</SourceBand></Overview>"
         for path in levels[1:]
     )
-    vrt.write_text(vrt.read_text().replace("</VRTRasterBand>", f"{overviews}</VRTRasterBand>"))
+    text = vrt.read_text().replace("</VRTRasterBand>", f"{overviews}</VRTRasterBand>")
+    with ignoring(NotGeoreferencedWarning), rasterio.open(plain) as src:
+        # GDAL writes ground control points into a VRT with four decimals.
+        points = iter([(p.col, p.row, p.x, p.y, p.z) for p in src.gcps[0]])
+    vrt.write_text(
+        re.sub(
+            r'Pixel="[^"]*" Line="[^"]*" X="[^"]*" Y="[^"]*"(?: Z="[^"]*")?',
+            lambda _: 'Pixel="{!r}" Line="{!r}" X="{!r}" Y="{!r}" Z="{!r}"'.format(*next(points)),
+            text,
+        )
+    )
     return vrt
 
 

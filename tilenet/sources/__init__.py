@@ -3,7 +3,8 @@
 from tilenet.sources.area import Area, area_of
 from tilenet.sources.folder import Input, find_inputs
 from tilenet.sources.gdal import CACHE_BYTES
-from tilenet.sources.opening import open_handle, open_raster
+from tilenet.sources.grid import Grid
+from tilenet.sources.opening import grid_of, open_handle, open_raster
 from tilenet.sources.picture import is_mask_store
 from tilenet.sources.raster import Raster
 from tilenet.sources.rasterinfo import RasterInfo
@@ -13,6 +14,7 @@ from tilenet.sources.view import View
 __all__ = [
     "CACHE_BYTES",
     "Area",
+    "Grid",
     "Input",
     "Raster",
     "RasterInfo",
@@ -20,6 +22,7 @@ __all__ = [
     "View",
     "area_of",
     "find_inputs",
+    "grid_of",
     "is_mask_store",
     "named",
     "open_handle",

@@ -17,9 +17,12 @@ from rasterio.io import DatasetReader
 from tilenet.errors import InputError
 from tilenet.geometry import Georeference, Window
 from tilenet.quiet import ignoring
-from tilenet.sources.rasterinfo import AS_READ, CONVERTED, Found, RasterInfo, chosen_bands
+from tilenet.sources.bands import bands_in_use, scaled_bands
+from tilenet.sources.rasterinfo import AS_READ, CONVERTED, Found, RasterInfo
+from tilenet.sources.remote import is_remote
 from tilenet.sources.validity import validity_of
 from tilenet.sources.view import View
+from tilenet.sources.vsi import SETTINGS, remote_fingerprint, vsi_name
 from tilenet.strangers import exists
 
 __all__ = ["CACHE_BYTES", "DRIVERS", "GdalHandle", "find", "open_dataset"]
@@ -39,35 +42,55 @@ _MPP = (0.02, 20.0)
 _MAX_NATIVE_BLOCK_BYTES = 64 << 20
 
 
-def open_dataset(path: str, level: int) -> Any:
-    """Open a file at a level, by the formats in `DRIVERS` only."""
+def open_dataset(path: str, level: int, *, elsewhere: bool = False) -> Any:
+    """Open a file at a level, by the formats in `DRIVERS` only.
+
+    With `elsewhere` it may lie on another machine, or be a VRT, which points to other files.
+    """
     options: dict[str, object] = {} if level == 0 else {"OVERVIEW_LEVEL": str(level - 1)}
     with ignoring(NotGeoreferencedWarning):
         # rasterio.open takes one driver only; the reader class takes the whole list. An unparsed,
         # absolute path is never taken for a URL or one of GDAL's virtual file systems.
+        if elsewhere:
+            name, drivers = (
+                path if is_remote(path) else str(Path(path).absolute()),
+                (*DRIVERS, "VRT"),
+            )
+            return DatasetReader(_UnparsedPath(vsi_name(name)), driver=list(drivers), **options)
         return DatasetReader(
             _UnparsedPath(str(Path(path).absolute())), driver=list(DRIVERS), **options
         )
 
 
-def environment() -> Any:
-    """Return the settings of GDAL's in which rasters are opened and read."""
-    return rasterio.Env(
-        GDAL_CACHEMAX=CACHE_BYTES,  # GDAL's own default is 5 % of the machine's memory
+def environment(*, elsewhere: bool = False, distant: bool = False) -> Any:
+    """Return the settings of GDAL's in which rasters are opened and read.
+
+    Parameters
+    ----------
+    elsewhere : bool
+        Whether a file may point to others, on other machines too.
+    distant : bool
+        Whether it lies on another machine itself.
+    """
+    settings: dict[str, Any] = {
+        "GDAL_CACHEMAX": CACHE_BYTES,  # GDAL's own default is 5 % of the machine's memory
         # Its short cut for whole PNGs hands out uninitialised memory where the file is cut off, and
         # a cut-off JPEG is grey, both without an error.
-        GDAL_PNG_WHOLE_IMAGE_OPTIM=False,
-        GDAL_ERROR_ON_LIBJPEG_WARNING=True,
-        # No name is this one: whatever a file says, GDAL fetches nothing.
-        CPL_VSIL_CURL_ALLOWED_FILENAME="none",
+        "GDAL_PNG_WHOLE_IMAGE_OPTIM": False,
+        "GDAL_ERROR_ON_LIBJPEG_WARNING": True,
         # Reading raw formats (PNM, ENVI …) at one go, zeros take the place of what is cut off.
-        GDAL_ONE_BIG_READ=False,
-        # Ask for each sidecar by name rather than list a folder of thousands at every opening.
-        GDAL_DISABLE_READDIR_ON_OPEN="TRUE",
-    )
+        "GDAL_ONE_BIG_READ": False,
+        # Ask for each sidecar by name rather than list a folder of thousands at every opening; far
+        # away, where each name is a request, for none.
+        "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR" if distant else "TRUE",
+    }
+    if elsewhere:
+        return rasterio.Env(**settings, **SETTINGS)
+    # No name is this one: whatever a file says, GDAL fetches nothing.
+    return rasterio.Env(**settings, CPL_VSIL_CURL_ALLOWED_FILENAME="none")
 
 
-def _levels(path: str, dataset: Any) -> tuple[tuple[int, int], ...]:
+def _levels(path: str, dataset: Any, *, elsewhere: bool) -> tuple[tuple[int, int], ...]:
     """Return the sizes of the levels that show the same picture.
 
     GDAL lists a slide's thumbnail and label pages among the overviews; their proportions give
@@ -76,7 +99,7 @@ def _levels(path: str, dataset: Any) -> tuple[tuple[int, int], ...]:
     full = (dataset.height, dataset.width)
     levels = [full]
     for index in range(len(dataset.overviews(1))):
-        with open_dataset(path, index + 1) as overview:
+        with open_dataset(path, index + 1, elsewhere=elsewhere) as overview:
             height, width = overview.height, overview.width
         same = abs(height * full[1] - width * full[0]) <= max(full)
         if not same or height >= levels[-1][0]:
@@ -160,7 +183,7 @@ def _check_claim(path: str, dataset: Any) -> None:
 def _check(path: str, dataset: Any, bands: tuple[int, ...]) -> None:
     # Each of these properties asks GDAL about every band.
     dtypes, colours, shapes = dataset.dtypes, dataset.colorinterp, dataset.block_shapes
-    if dataset.count:
+    if dataset.count and not is_remote(path) and dataset.driver != "VRT":
         _check_claim(path, dataset)
     together = dataset.count if dataset.interleaving is Interleaving.pixel else 1
     for band in bands:
@@ -184,39 +207,51 @@ def _check(path: str, dataset: Any, bands: tuple[int, ...]) -> None:
             )
 
 
-def _native_block(path: str, dataset: Any, band: int, level: int) -> tuple[int, int]:
+def _native_block(
+    path: str, dataset: Any, band: int, level: int, *, elsewhere: bool
+) -> tuple[int, int]:
     if level:
-        with open_dataset(path, level) as overview:
-            return _native_block(path, overview, band, 0)
+        with open_dataset(path, level, elsewhere=elsewhere) as overview:
+            return _native_block(path, overview, band, 0, elsewhere=elsewhere)
     height, width = dataset.block_shapes[band - 1]
     return height, width
 
 
 def find(path: str, dataset: Any, view: View, *, checked: bool) -> Found:
     """Return what the header says of a file that is open; raises InputError as `open_raster`."""
-    _check_beside(path, dataset)
+    elsewhere, distant = view.allow_remote, is_remote(path)
+    if dataset.driver != "VRT" and not distant:
+        _check_beside(path, dataset)
     if dataset.count > _MAX_BANDS:
         raise InputError(f"{dataset.count} bands, at most {_MAX_BANDS} are read", path)
-    colours = enumerate(dataset.colorinterp, 1)
-    image = tuple(b for b, colour in colours if colour is not ColorInterp.alpha)
-    bands = chosen_bands(view.bands, image, dataset.count, path)
+    colours = tuple(colour.name for colour in dataset.colorinterp)
+    image = tuple(b for b, colour in enumerate(colours, 1) if colour != ColorInterp.alpha.name)
+    names = tuple(name or "" for name in dataset.descriptions)
+    bands = bands_in_use(view.bands, view.trained_bands, image, names, path, colours)
+    scaling = None
     if checked:
         _check(path, dataset, bands)
+        said = tuple((dataset.scales[b - 1], dataset.offsets[b - 1]) for b in bands)
+        scaling = scaled_bands(bands, said, view.scaling, path)
     dtypes, nodata = dataset.dtypes, dataset.nodatavals
     return Found(
         path=path,
         driver=dataset.driver,
         bands=bands,
         count=dataset.count,
-        names=tuple(name or "" for name in dataset.descriptions),
+        names=names,
         stored_dtype=str(np.result_type(*(dtypes[b - 1] for b in bands))),
-        levels=_levels(path, dataset),
+        levels=_levels(path, dataset, elsewhere=elsewhere),
         nodata=tuple(nodata[b - 1] for b in bands),
         validity=validity_of(dataset, bands),
         georeference=_georeference(path, dataset),
         metres=_metres(dataset.crs),
-        native_block=lambda level: _native_block(path, dataset, bands[0], level),
+        native_block=lambda level: _native_block(
+            path, dataset, bands[0], level, elsewhere=elsewhere
+        ),
         files=tuple(sorted(f for f in dataset.files if Path(f).is_file())),
+        scaling=scaling,
+        fingerprint=(lambda _: remote_fingerprint(path)) if distant else None,
     )
 
 
@@ -234,8 +269,9 @@ class GdalHandle:
     def __init__(self, info: RasterInfo, dataset: Any = None) -> None:
         self._info = info
         if dataset is None:
-            with environment():
-                dataset = open_dataset(info.path, info.level)
+            elsewhere = info.view.allow_remote
+            with environment(elsewhere=elsewhere, distant=is_remote(info.path)):
+                dataset = open_dataset(info.path, info.level, elsewhere=elsewhere)
         self._dataset = dataset
 
     def close(self) -> None:
@@ -247,7 +283,7 @@ class GdalHandle:
         info, dataset = self._info, self._dataset
         where = ((box.row, box.row_stop), (box.col, box.col_stop))
         valid = None
-        with environment():
+        with environment(elsewhere=info.view.allow_remote, distant=is_remote(info.path)):
             stored = dataset.read(info.bands, window=where)
             if info.validity == "alpha":
                 alpha = [c is ColorInterp.alpha for c in dataset.colorinterp].index(True) + 1

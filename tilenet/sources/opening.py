@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.errors import InputError, TilenetError
-from tilenet.sources import gdal, slide, store, tiff
+from tilenet.sources import gdal, mosaic, slide, store, tiff
+from tilenet.sources.grid import Grid
 from tilenet.sources.raster import Handle, Raster
 from tilenet.sources.rasterinfo import Found, RasterInfo, settled
 from tilenet.sources.remote import RemoteName, is_remote, require_permission
 from tilenet.sources.view import View
+from tilenet.sources.vsi import checked_name
 from tilenet.strangers import exists, is_file, is_store
 
-__all__ = ["open_handle", "open_raster"]
+__all__ = ["grid_of", "open_handle", "open_raster"]
 
 _LARGE = 1 << 24
 
@@ -27,6 +29,8 @@ _HANDLES: dict[str, Callable[[RasterInfo], Handle]] = {
 
 def open_handle(info: RasterInfo) -> Handle:
     """Open the file of a raster that is known."""
+    if info.scenes:
+        return mosaic.MosaicHandle(info, open_raster)
     return _HANDLES.get(info.driver, gdal.GdalHandle)(info)
 
 
@@ -45,7 +49,8 @@ def open_raster(
     Parameters
     ----------
     path : str, Path or RemoteName
-        A file, or a Zarr store in a folder; with the view's `allow_remote`, in an object store.
+        A file, or a Zarr store in a folder; with the view's `allow_remote`, on another machine.
+        With the view's `mosaic` these are the files, and this says nothing.
     view : View, optional
         How to look at it: bands, level or resolution, plane. Default: all bands but alpha at full
         resolution.
@@ -62,23 +67,20 @@ def open_raster(
         The extra that reads it is not installed, or it lies elsewhere and that is not allowed.
     """
     name, view = str(path), view or View()
+    if view.mosaic:
+        return Raster(settled(mosaic.find(view, open_raster), view), open_handle)
     if is_remote(name):
-        return _remote(RemoteName(name), view)
-    if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
-        raise InputError("the name is not UTF-8", name, "rename the file")
-    if not exists(name):
-        raise InputError("no such file", name, "check the path")
-    if is_store(name):
-        return Raster(settled(store.find(str(Path(name).absolute()), view), view), open_handle)
-    if not is_file(name):
-        raise InputError("not a regular file", name, "give a raster or a folder of rasters")
+        return _remote(RemoteName(name), view, checked=checked)
+    _check_name(name)
     name = str(Path(name).absolute())
+    if is_store(name):
+        return Raster(settled(store.find(name, view, checked=checked), view), open_handle)
     if view.variable is not None:
         raise InputError("has no variables to choose from", name, "leave --variable out")
     if slide.is_slide(name):
         return Raster(settled(slide.find(name, view), view), open_handle)
     try:
-        dataset = _dataset(name)
+        dataset = _dataset(name, view)
     except InputError as error:
         if "codec" not in str(error):
             raise
@@ -87,19 +89,40 @@ def open_raster(
     return _by_gdal(name, dataset, view, checked=checked, keep_open=keep_open)
 
 
-def _remote(name: RemoteName, view: View) -> Raster:
+def _check_name(name: str) -> None:
+    """Raise InputError unless a name is that of a file or a store."""
+    if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
+        raise InputError("the name is not UTF-8", name, "rename the file")
+    if not exists(name):
+        raise InputError("no such file", name, "check the path")
+    if not is_store(name) and not is_file(name):
+        raise InputError("not a regular file", name, "give a raster or a folder of rasters")
+
+
+def _remote(name: RemoteName, view: View, *, checked: bool) -> Raster:
     """Open a raster that lies elsewhere."""
     require_permission(name, view.allow_remote)
-    if not store.is_remote_store(name):
-        raise InputError("no Zarr store there", name, "check the name")
-    return Raster(settled(store.find(name.url, view), view), open_handle)
+    if name.scheme and store.is_remote_store(name):
+        return Raster(settled(store.find(name.url, view, checked=checked), view), open_handle)
+    url = checked_name(name)
+    return _by_gdal(url, _dataset(url, view), view, checked=checked, keep_open=False)
 
 
-def _dataset(name: str) -> Any:
+def _is_vrt(name: str) -> bool:
+    with Path(name).open("rb") as file:
+        return b"<VRTDataset" in file.read(1024)
+
+
+def _dataset(name: str, view: View) -> Any:
+    elsewhere = view.allow_remote
     try:
-        with gdal.environment():
-            return gdal.open_dataset(name, 0)
+        with gdal.environment(elsewhere=elsewhere, distant=is_remote(name)):
+            return gdal.open_dataset(name, 0, elsewhere=elsewhere)
     except Exception as error:  # GDAL's own classes are neither RasterioError nor OSError
+        if not elsewhere and _is_vrt(name):
+            raise InputError(
+                "a VRT points to other files", name, "to follow it, give --allow-remote"
+            ) from error
         raise InputError(
             f"not a raster that can be read: {error}", name, "check the file"
         ) from error
@@ -121,8 +144,8 @@ def _other_reader(name: str, dataset: Any) -> Callable[..., Found] | None:
 def _by_gdal(name: str, dataset: Any, view: View, *, checked: bool, keep_open: bool) -> Raster:
     kept = False
     try:
-        with gdal.environment():
-            other = _other_reader(name, dataset)
+        with gdal.environment(elsewhere=view.allow_remote, distant=is_remote(name)):
+            other = None if is_remote(name) else _other_reader(name, dataset)
             if other is not None:
                 return Raster(settled(other(name, view, checked=checked), view), open_handle)
             info = settled(gdal.find(name, dataset, view, checked=checked), view)
@@ -137,3 +160,18 @@ def _by_gdal(name: str, dataset: Any, view: View, *, checked: bool, keep_open: b
     finally:
         if not kept:
             dataset.close()
+
+
+def grid_of(path: str | Path) -> Grid:
+    """Return the pixel grid of a raster, its full resolution.
+
+    Raises
+    ------
+    InputError
+        As `open_raster`, or it has no place on a map.
+    """
+    info = open_raster(path, checked=False).info
+    place = info.georeference
+    if place.crs_wkt is None or place.transform is None:
+        raise InputError("has no CRS and affine, so no grid to follow", path, "give another --like")
+    return Grid(place.crs_wkt, place.transform, info.height, info.width)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,20 +15,24 @@ from numpy.typing import NDArray
 from tilenet.errors import InputError, ResourceError, TilenetError
 from tilenet.geometry import Window, reflect
 from tilenet.sources.rasterinfo import RasterInfo
+from tilenet.sources.remote import is_remote
 from tilenet.sources.resample import resample, source_window, target_window
 from tilenet.sources.salvage import Pixels, is_blameless, is_out_of_memory, salvage
 from tilenet.sources.validity import invalid_values
+from tilenet.sources.warp import needed, sources, touched, warp
 
 __all__ = ["Handle", "Raster"]
 
 _INDEPENDENT = {
     "GTiff", "JP2OpenJPEG", "HFA", "NITF", "PCIDSK", "ENVI", "EHdr", "RMF", "openslide",
-    "tifffile", "zarr",
+    "tifffile", "zarr", "mosaic",
 }  # fmt: skip
 """Formats whose native blocks are decoded apart: one that is damaged leaves the others whole."""
 
 _STRIPE_BYTES = 32 << 20
 """Of stored pixels that are resampled at a time."""
+_WARPED_PIXELS, _FEW_PIXELS = 1 << 20, 1 << 10
+"""Of a grid of another place, at a time: at most, and too few to be worth halving."""
 
 
 class Handle(Protocol):
@@ -46,6 +50,13 @@ class Area(Protocol):
 
     def kept(self, window: Window) -> NDArray[np.bool_]:
         """Return which pixels of a window are kept, (h, w)."""
+
+
+class Mosaic(Handle, Protocol):
+    """Open files that are seen as one."""
+
+    def composed(self, box: Window, fill: NDArray[np.float64]) -> Pixels:
+        """Return a window in the dtype that is handed out, its invalid values filled."""
 
 
 class Raster:
@@ -145,7 +156,7 @@ class Raster:
             return np.zeros((len(fill), *shape), self.info.dtype), np.zeros(shape, bool)
         with self._handle() as handle:
             try:
-                pixels, valid = self._read_grid(handle, box, fill, damaged)
+                pixels, valid = self._read_place(handle, box, fill, damaged)
             except TilenetError:
                 raise
             except Exception as error:  # GDAL's own classes are neither RasterioError nor OSError
@@ -164,6 +175,8 @@ class Raster:
         """Return our error for one of GDAL's, which does not tell the file from the machine."""
         if is_out_of_memory(error):
             return ResourceError("out of memory", self.info.path, "use a smaller --block")
+        if is_remote(self.info.path):
+            return ResourceError(f"{what}: {error}", self.info.path, "a rerun resumes")
         try:
             with Path(self.info.path).open("rb") as file:
                 file.read(1)
@@ -174,6 +187,39 @@ class Raster:
                 )
         return InputError(f"{what}: {error}", self.info.path, "check the file")
 
+    def _read_place(
+        self, handle: Handle, box: Window, fill: NDArray[np.float64], damaged: list[Window] | None
+    ) -> Pixels:
+        """Read a window, brought to another place if the grid is not the raster's own."""
+        to = self.info.warp
+        if to is None:
+            return self._read_grid(handle, box, fill, damaged)
+        blank = _as_pixels(fill, np.dtype(self.info.dtype))
+        pixels = np.broadcast_to(blank, (len(blank), box.height, box.width)).copy()
+        valid = np.zeros((box.height, box.width), bool)
+        parts = [box.intersection(to.reach)]
+        while parts:
+            part = parts.pop()
+            if not part.pixels:
+                continue
+            if part.pixels > _WARPED_PIXELS:
+                parts += part.halves()
+                continue
+            places = sources(part, to)
+            source = needed(*places, to.size)
+            large = source.pixels * self.info.pixel_bytes > _STRIPE_BYTES
+            if large and part.pixels > _FEW_PIXELS:
+                parts += part.halves()
+            elif source.pixels:
+                hurt = None if damaged is None else list[Window]()
+                values, kept = self._read_grid(handle, source, fill, hurt)
+                where = part.slices(box.row, box.col)
+                made = warp(values, kept, source, places, to.size, blank)
+                pixels[(slice(None), *where)], valid[where] = made
+                for one in hurt or ():
+                    damaged.append(touched(one, part, places))  # type: ignore[union-attr]
+        return pixels, None if valid.all() else valid
+
     def _read_grid(
         self, handle: Handle, box: Window, fill: NDArray[np.float64], damaged: list[Window] | None
     ) -> Pixels:
@@ -181,6 +227,8 @@ class Raster:
         grid = self.info.resampling
         if grid is None:
             return self._read_around(handle, box, fill, damaged)
+        to = self.info.warp
+        size = (self.info.height, self.info.width) if to is None else to.size
         blank = _as_pixels(fill, np.dtype(self.info.dtype))
         pixels = np.empty((len(self.info.bands), box.height, box.width), self.info.dtype)
         valid = np.ones((box.height, box.width), bool)
@@ -191,7 +239,6 @@ class Raster:
             source, hurt = source_window(stripe, grid), None if damaged is None else list[Window]()
             values, kept = self._read_around(handle, source, fill, hurt)
             values, kept = resample(values, kept, source, stripe, grid, blank)
-            size = (self.info.height, self.info.width)
             for one in hurt or ():
                 damaged.append(target_window(one, grid, size).intersection(stripe))  # type: ignore[union-attr]
             where = stripe.slices(box.row, box.col)
@@ -208,13 +255,27 @@ class Raster:
         except Exception as error:
             if damaged is None or self.info.driver not in _INDEPENDENT or is_blameless(error):
                 raise
+            if is_remote(self.info.path):
+                raise  # what a network does not give is not lost
         blank = _as_pixels(fill, np.dtype(self.info.dtype))
         read = partial(self._read, handle, fill=fill)
         return salvage(read, box, self.info.native_block, blank, damaged)
 
+    def _meant(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """Return stored numbers, (C, h, w), as what they mean, in the dtype that is handed out."""
+        scaling = self.info.scaling
+        if scaling is None:
+            return stored.astype(self.info.dtype, copy=False)
+        pixels = np.empty(stored.shape, self.info.dtype)
+        for band, (scale, offset) in enumerate(scaling):
+            pixels[band] = stored[band].astype(np.float64) * scale + offset
+        return pixels
+
     def _read(self, handle: Handle, box: Window, fill: NDArray[np.float64]) -> Pixels:
+        if self.info.scenes:
+            return cast("Mosaic", handle).composed(box, fill)
         stored, valid = handle.read(box)
-        pixels = stored.astype(self.info.dtype, copy=False)
+        pixels = self._meant(stored)
         invalid = invalid_values(stored, self.info.nodata)
         if self.info.validity == "nodata" and invalid is not None:
             valid = ~invalid.all(axis=0)

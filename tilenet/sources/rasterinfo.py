@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tilenet.errors import InputError
-from tilenet.geometry import Georeference
+from tilenet.geometry import Georeference, Window
+from tilenet.sources.bands import Scaling, bands_note
 from tilenet.sources.view import Resampling, View, settle
+from tilenet.sources.warp import Warp, fit
 
 __all__ = ["AS_READ", "CONVERTED", "Found", "RasterInfo", "settled"]
 
@@ -60,6 +61,12 @@ class RasterInfo:
         Of the grid that is read.
     resampling : Resampling or None
         How the grid follows from the level; None if they are the same.
+    warp : Warp or None
+        How a grid of another place follows from that; None if there is none.
+    scenes : tuple of (str, Window)
+        Of a mosaic: the rasters it is made of, the first on top, and where each lies in it.
+    scaling : tuple of (float, float) or None
+        Per band in use the scale and offset that are applied; None if pixels are as stored.
     plane : tuple of (str, int)
         Index of each further axis (z, t, …) of a stack.
     planes : tuple of (str, int)
@@ -90,6 +97,9 @@ class RasterInfo:
     validity: str
     georeference: Georeference
     resampling: Resampling | None
+    warp: Warp | None
+    scenes: tuple[tuple[str, Window], ...]
+    scaling: Scaling | None
     plane: tuple[tuple[str, int], ...]
     planes: tuple[tuple[str, int], ...]
     view: View
@@ -109,7 +119,8 @@ class Found:
 
     Parameters
     ----------
-    path, driver, bands, count, names, stored_dtype, levels, nodata, validity, files, plane, planes
+    path, driver, bands, count, names, stored_dtype, levels, nodata, validity, files, plane, planes,
+    scaling, scenes
         As in `RasterInfo`.
     georeference : Georeference
         Of the full resolution.
@@ -140,48 +151,48 @@ class Found:
     planes: tuple[tuple[str, int], ...] = ()
     notes: tuple[str, ...] = ()
     fingerprint: Callable[[int], str] | None = None
-
-
-def chosen_bands(
-    asked: tuple[int, ...] | None, default: tuple[int, ...], count: int, path: str
-) -> tuple[int, ...]:
-    """Return the bands in use; raises InputError for one that there is not."""
-    bands = default if asked is None else asked
-    missing = [b for b in bands if not 1 <= b <= count]
-    if missing:
-        raise InputError(
-            f"no band {missing[0]}", path, f"--bands counts from 1; the file has {count}"
-        )
-    if not bands:
-        raise InputError("no bands", path)
-    return bands
+    scaling: Scaling | None = None
+    scenes: tuple[tuple[str, Window], ...] = ()
 
 
 def settled(found: Found, view: View) -> RasterInfo:
     """Return what is known of a raster, seen in a certain way; raises InputError as `settle`."""
-    chosen = settle(view, found.levels, found.georeference, found.metres, found.path)
-    stored = found.stored_dtype
+    place, warp = found.georeference, None
+    if view.like is None:
+        chosen = settle(view, found.levels, place, found.metres, found.path)
+        size, place = chosen.size, chosen.georeference
+    else:
+        chosen, warp = fit(view.like, found.levels, place, found.path)
+        size = (view.like.height, view.like.width)
+        place = Georeference(view.like.crs_wkt, view.like.transform)
+    stored, notes = found.stored_dtype, found.notes
+    said = bands_note(found.bands, view.trained_bands, found.names) if view.bands is None else None
+    if said is not None:
+        notes = (*notes, f"{found.path}: {said}")
     return RasterInfo(
         path=found.path,
         driver=found.driver,
-        height=chosen.size[0],
-        width=chosen.size[1],
+        height=size[0],
+        width=size[1],
         bands=found.bands,
         count=found.count,
         names=found.names,
-        dtype=stored if stored in AS_READ else CONVERTED.get(stored, "float32"),
+        dtype=_dtype(found),
         stored_dtype=stored,
         level=chosen.level,
         levels=found.levels,
         native_block=found.native_block(chosen.level),
         nodata=found.nodata,
         validity=found.validity,
-        georeference=chosen.georeference,
+        georeference=place,
         resampling=chosen.resampling,
+        warp=warp,
+        scenes=found.scenes,
+        scaling=found.scaling,
         plane=found.plane,
         planes=found.planes,
         view=view,
-        notes=found.notes + chosen.notes,
+        notes=notes + chosen.notes,
         files=found.files,
         fingerprint=(
             fingerprint(found.files)
@@ -189,6 +200,14 @@ def settled(found: Found, view: View) -> RasterInfo:
             else found.fingerprint(chosen.level)
         ),
     )
+
+
+def _dtype(found: Found) -> str:
+    """Return the kind of pixels that are handed out."""
+    if found.scaling is not None:
+        return "float32"
+    stored = found.stored_dtype
+    return stored if stored in AS_READ else CONVERTED.get(stored, "float32")
 
 
 def fingerprint(files: tuple[str, ...]) -> str:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tilenet.geometry import Window
 from tilenet.sources.view import Resampling
 
-__all__ = ["resample", "source_window"]
+__all__ = ["resample", "rounded", "source_window"]
 
 _ROWS = 64  # of the result at a time: what is in work stays in the processor's cache
 _SLIGHT = 1e-4  # weights that sum to one within this need no correction
@@ -156,7 +156,7 @@ def resample(
             source = values[low:high].astype(np.float32)
             if whole is not None:
                 source *= whole
-            out[band, part] = _rounded(_both(source, used, cols) / corrected, out.dtype)
+            out[band, part] = rounded(_both(source, used, cols) / corrected, out.dtype)
     if kept is None or kept.all():
         return out, None
     return np.where(kept, out, blank), kept
@@ -173,7 +173,8 @@ def _shares(valid: NDArray[np.bool_] | None, rows: Any, cols: Any) -> tuple[Any,
     return np.where(enough & (np.abs(share - 1) > _SLIGHT), share, np.float32(1)), enough
 
 
-def _rounded(values: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[np.float32]:
+def rounded(values: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[np.float32]:
+    """Return values, changed in place, as pixels of a dtype can hold them."""
     if dtype.kind == "f":
         return values
     limits = np.iinfo(dtype)

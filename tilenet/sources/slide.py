@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from tilenet.errors import InputError, UsageError
 from tilenet.geometry import Georeference, Window
-from tilenet.sources.rasterinfo import Found, RasterInfo, chosen_bands
+from tilenet.sources.bands import bands_in_use
+from tilenet.sources.rasterinfo import Found, RasterInfo
 from tilenet.sources.view import View
 
 __all__ = ["SlideHandle", "detects", "find", "is_slide"]
@@ -103,17 +104,19 @@ def find(path: str, view: View, *, checked: bool = True) -> Found:
     del checked  # pixels of a slide are always of one kind
     if view.plane:
         raise InputError("a slide has no planes to choose from", path, "leave --plane out")
+    names = ("red", "green", "blue")
+    bands = bands_in_use(view.bands, view.trained_bands, _BANDS, names, path)
     with _open(path) as slide:
         properties = dict(slide.properties)
         return Found(
             path=path,
             driver="openslide",
-            bands=chosen_bands(view.bands, _BANDS, len(_BANDS), path),
+            bands=bands,
             count=len(_BANDS),
-            names=("red", "green", "blue"),
+            names=names,
             stored_dtype="uint8",
             levels=tuple((height, width) for width, height in slide.level_dimensions),
-            nodata=(None,) * len(view.bands or _BANDS),
+            nodata=(None,) * len(bands),
             validity="alpha",
             georeference=Georeference(mpp=_mpp(properties)),
             metres=None,

@@ -18,9 +18,9 @@ from tilenet.sources.folder import SUFFIXES
 from tilenet.sources.nodes import MAX_DOCUMENT, METADATA, Folder, Keys, Node, read_node
 from tilenet.sources.picture import Picture, find_picture
 from tilenet.sources.placing import metres_of
-from tilenet.sources.rasterinfo import Found, RasterInfo, chosen_bands
+from tilenet.sources.rasterinfo import Found, RasterInfo
 from tilenet.sources.remote import RemoteName, is_remote
-from tilenet.sources.stack import band_count, chosen_plane
+from tilenet.sources.stack import band_count, chosen_plane, plane_counts
 from tilenet.sources.view import View
 
 __all__ = ["StoreHandle", "find", "is_remote_store"]
@@ -43,7 +43,7 @@ def _sides(picture: Picture, sizes: tuple[int, ...]) -> tuple[int, int]:
     return sizes[picture.axes.index("y")], sizes[picture.axes.index("x")]
 
 
-def find(path: str, view: View) -> Found:
+def find(path: str, view: View, *, checked: bool = True) -> Found:
     """Return what a store says of itself.
 
     Raises
@@ -52,7 +52,7 @@ def find(path: str, view: View) -> Found:
         It holds no picture that is read, or a variable, a plane or a band must be chosen.
     """
     try:
-        return _find(path, view)
+        return _find(path, view, checked=checked)
     except (TilenetError, OSError, MemoryError):
         raise
     except Exception as error:  # whatever strange metadata raise inside
@@ -61,20 +61,22 @@ def find(path: str, view: View) -> Found:
         ) from error
 
 
-def _find(path: str, view: View) -> Found:
+def _find(path: str, view: View, *, checked: bool) -> Found:
     keys = open_keys(path)
     picture = find_picture(keys, view.variable)
     full = picture.levels[0]
     open_array(keys, full)  # says now what zarr would say later
     count = band_count(picture.axes, full.shape)
-    bands = chosen_bands(view.bands, tuple(range(1, count + 1)), count, path)
+    every = tuple(range(1, count + 1))
+    names = picture.names if len(picture.names) == count else ("",) * count
+    bands = bands_in_use(view.bands, view.trained_bands, every, names, path)
     marked = picture.nodata is not None
     return Found(
         path=path,
         driver="zarr",
         bands=bands,
         count=count,
-        names=picture.names if len(picture.names) == count else ("",) * count,
+        names=names,
         stored_dtype=full.dtype,
         levels=tuple(_sides(picture, node.shape) for node in picture.levels),
         nodata=(picture.nodata,) * len(bands),
@@ -83,7 +85,8 @@ def _find(path: str, view: View) -> Found:
         metres=metres_of(picture.georeference),
         native_block=partial(_native_block, picture),
         files=(path,),
-        plane=chosen_plane(picture.axes, full.shape, view.plane, path),
+        plane=chosen_plane(picture.axes, full.shape, view.plane, path, required=checked),
+        planes=plane_counts(picture.axes, full.shape),
         notes=picture.notes,
         fingerprint=partial(_fingerprint, keys, picture),
     )

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from tilenet.errors import InputError, UsageError
 from tilenet.geometry import Georeference, Window
-from tilenet.sources.rasterinfo import AS_READ, CONVERTED, Found, RasterInfo, chosen_bands
+from tilenet.sources.bands import bands_in_use
+from tilenet.sources.rasterinfo import AS_READ, CONVERTED, Found, RasterInfo
 from tilenet.sources.stack import StackHandle, band_count, chosen_plane, plane_counts
 from tilenet.sources.view import View
 
@@ -129,7 +130,8 @@ def _find(path: str, file: Any, view: View, *, checked: bool) -> Found:
     series = file.series[0]
     axes, shape = _axes(series, path), series.shape
     count = band_count(axes, shape)
-    bands = chosen_bands(view.bands, tuple(range(1, count + 1)), count, path)
+    every, names = tuple(range(1, count + 1)), _names(file, count)
+    bands = bands_in_use(view.bands, view.trained_bands, every, names, path)
     if checked:
         _check_dtype(str(series.dtype), path)
     levels = tuple(
@@ -145,7 +147,7 @@ def _find(path: str, file: Any, view: View, *, checked: bool) -> Found:
         driver="tifffile",
         bands=bands,
         count=count,
-        names=_names(file, count),
+        names=names,
         stored_dtype=str(series.dtype),
         levels=levels,
         nodata=(None,) * len(bands),

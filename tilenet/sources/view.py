@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from tilenet.errors import InputError
 from tilenet.geometry import Georeference
+from tilenet.sources.grid import Grid
 
-__all__ = ["Resampling", "View", "settle"]
+__all__ = ["Resampling", "Settled", "View", "reduced", "settle"]
 
 Size = tuple[int, int]
 
@@ -23,8 +25,8 @@ class View:
 
     Parameters
     ----------
-    bands : tuple of int, optional
-        Bands from 1, in the order the model wants them; default all but alpha.
+    bands : tuple of int or str, optional
+        Bands from 1, or by name, in the order the model wants them; default all but alpha.
     level : int, optional
         Pyramid index, 0 = full resolution.
     mpp : float, optional
@@ -37,14 +39,23 @@ class View:
         Which index of each further axis (z, t, …) of a stack, from 0.
     variable : str, optional
         Which array of a Zarr store, by its path inside.
+    like : Grid, optional
+        The grid to bring it to, in place of a level or resolution.
     allow_remote : bool
-        Whether it may lie on another machine.
+        Whether it may lie on another machine, or point to other files (VRT).
+    mosaic : tuple of str
+        Rasters that are seen as one, the first on top; () for one raster alone.
+    scaling : {"apply", "stored"}, optional
+        Whether the network sees what the numbers mean by the file's scale and offset, or the
+        numbers. Without it a file that has such is refused.
+    trained_bands : tuple of str
+        What the network calls its bands: followed where `bands` is None and the file has them.
     trained_mpp, trained_resolution : float, optional
         What the network was trained at (a resolution in metres, for a projected CRS): followed
         where nothing else is asked for and the file tells its own.
     """
 
-    bands: tuple[int, ...] | None = None
+    bands: tuple[int | str, ...] | None = None
     level: int | None = None
     mpp: float | None = None
     resolution: float | None = None
@@ -52,6 +63,10 @@ class View:
     plane: tuple[tuple[str, int], ...] = ()
     variable: str | None = None
     allow_remote: bool = False
+    like: Grid | None = None
+    mosaic: tuple[str, ...] = ()
+    scaling: Literal["apply", "stored"] | None = None
+    trained_bands: tuple[str, ...] = ()
     trained_mpp: float | None = None
     trained_resolution: float | None = None
 
@@ -135,7 +150,7 @@ def settle(
             )
         return _whole(view.level, levels, place, ())
     if view.mpp is not None or view.resolution is not None:
-        return _reduced(_asked(view, place, path), levels, place, _SAME, path)
+        return reduced(_asked(view, place, path), levels, place, _SAME, path)
     if view.trained_mpp is None and view.trained_resolution is None:
         return _whole(0, levels, place, ())
     factor = _trained(view, place, metres)
@@ -147,7 +162,7 @@ def settle(
         )
         note = "it is read at full resolution, which may not be the model's: that was trained at"
         return _whole(0, levels, place, (f"{path}: {note} {trained}",))
-    return _reduced(factor, levels, place, _SAME_AS_TRAINED, path)
+    return reduced(factor, levels, place, _SAME_AS_TRAINED, path)
 
 
 def _whole(
@@ -186,14 +201,33 @@ def _trained(view: View, place: Georeference, metres: float | None) -> tuple[flo
     return wanted / own[0], wanted / own[1]
 
 
-def _reduced(
+def reduced(
     factor: tuple[float, float],
     levels: tuple[Size, ...],
     place: Georeference,
     same: float,
     path: str,
 ) -> Settled:
-    """Return the grid that is coarser by a factor, or the level that is as good."""
+    """Return the grid that is coarser by a factor (y, x), or the level that is as good.
+
+    Parameters
+    ----------
+    factor : tuple of float
+        Pixels of the full resolution per pixel of the grid (y, x).
+    levels : tuple of (int, int)
+        Height and width of every level.
+    place : Georeference
+        Of the full resolution.
+    same : float
+        A level that is finer or coarser by less than this share is read as it is.
+    path : str
+        For errors.
+
+    Raises
+    ------
+    InputError
+        The grid would be very much finer than the raster.
+    """
     if min(factor) < 1 / _MOST_ENLARGED:
         raise InputError(
             f"would be enlarged {1 / min(factor):.3g} times", path,

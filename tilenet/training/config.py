@@ -66,6 +66,8 @@ class TrainConfig(BaseModel):
         Class names in order; None names them by what is found.
     bands : tuple of int or None
         Bands from 1; None takes all but alpha.
+    scaling : {"apply", "stored"} or None
+        What an image's scale and offset do: make the pixels, or nothing. None refuses such images.
     val : float
         Share of the images (or spatial blocks) that is held out.
     fold : int
@@ -139,6 +141,7 @@ class TrainConfig(BaseModel):
     palette: Path | None = None
     classes: tuple[str, ...] | None = None
     bands: tuple[int, ...] | None = None
+    scaling: Literal["apply", "stored"] | None = None
     val: Annotated[float, Field(gt=0, lt=1)] = 0.2
     fold: Annotated[int, Field(ge=0)] = 0
     split: Literal["auto", "folder", "image", "block"] = "auto"

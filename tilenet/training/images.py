@@ -10,7 +10,7 @@ import re
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import rasterio
@@ -43,11 +43,14 @@ class ImageRef:
         Page of a multi-page TIFF from 1; 0 is the file itself.
     bands : tuple of int or None
         Bands from 1; None takes all but alpha.
+    scaling : {"apply", "stored"} or None
+        As for predict.
     """
 
     path: str
     page: int = 0
     bands: tuple[int, ...] | None = None
+    scaling: Literal["apply", "stored"] | None = None
 
 
 def strict_reading() -> Any:
@@ -114,7 +117,7 @@ class OpenImage:
             self.dtype = str(self._page.dtypes[0])
             self.georeference = Georeference()
         else:
-            self._raster = open_raster(ref.path, View(bands=ref.bands))
+            self._raster = open_raster(ref.path, View(bands=ref.bands, scaling=ref.scaling))
             info = self._raster.info
             self.height, self.width, self.dtype = info.height, info.width, info.dtype
             self._bands = info.bands

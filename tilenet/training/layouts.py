@@ -67,7 +67,7 @@ def _pair(
         if stem not in named:
             found.problems.append(Problem("an image without a mask", str(image)))
             continue
-        ref = ImageRef(str(image), 0, config.bands)
+        ref = ImageRef(str(image), 0, config.bands, config.scaling)
         found.samples.append(Sample(prefix + stem, ref, MaskFile(str(named[stem]))))
     for stem, mask in named.items():
         if stem not in by_stem:
@@ -100,7 +100,7 @@ def _pairs(folder: Path, config: TrainConfig, prefix: str = "") -> Found | None:
         if len(masks) == 1:
             found = Found("one raster and its label raster")
             image = next(p for p in rasters if p not in masks)
-            ref = ImageRef(str(image), 0, config.bands)
+            ref = ImageRef(str(image), 0, config.bands, config.scaling)
             found.samples.append(Sample(prefix + image.stem, ref, MaskFile(str(masks[0]))))
             return found
     if not masks:
@@ -148,7 +148,7 @@ def _dsb(folder: Path, config: TrainConfig) -> Found | None:
             found.problems.append(Problem("an image without a mask", str(images[0])))
         else:
             label = ObjectMasks(tuple(map(str, masks)), str(child / "masks"))
-            ref = ImageRef(str(images[0]), 0, config.bands)
+            ref = ImageRef(str(images[0]), 0, config.bands, config.scaling)
             found.samples.append(Sample(child.name, ref, label))
     return found
 
@@ -170,7 +170,7 @@ def _stack(folder: Path, config: TrainConfig) -> Found | None:
             Problem(f"{pages} pages of images, {page_count(masks[0])} of labels", str(masks[0]))
         )
     for page in range(1, min(pages, page_count(masks[0])) + 1):
-        ref = ImageRef(str(images[0]), page, config.bands)
+        ref = ImageRef(str(images[0]), page, config.bands, config.scaling)
         name = f"{images[0].stem}-{page:04d}"
         found.samples.append(Sample(name, ref, MaskFile(str(masks[0]), page)))
     return found
@@ -204,7 +204,7 @@ def _vector(folder: Path, config: TrainConfig) -> Found | None:
     for name in sorted(set(present) - set(names)):
         found.problems.append(Problem(f"polygons of {name}: outside the classes", str(path)))
     for raster in rasters:
-        ref = ImageRef(str(raster), 0, config.bands)
+        ref = ImageRef(str(raster), 0, config.bands, config.scaling)
         try:
             image = open_image(ref)
         except InputError as error:
@@ -250,7 +250,7 @@ def _manifest(path: Path, config: TrainConfig) -> Found | None:
             found.problems.append(Problem(f"no {missing} in the table", where))
             continue
         part = (row[columns["split"]] or "").strip().lower() if "split" in columns else ""
-        ref = ImageRef(str(path.parent / image), 0, config.bands)
+        ref = ImageRef(str(path.parent / image), 0, config.bands, config.scaling)
         sample = Sample(
             str(Path(image).with_suffix("")), ref, MaskFile(str(path.parent / label)),
             part=_PARTS.get(part, ""),
