@@ -578,3 +578,16 @@ class TestMosaic:
         write_map(folder / "e.tif", picture(40, 50, bands=2), crs=UTM, transform=TRANSFORM)
         with pytest.raises(InputError, match=r"2 bands.*e\.tif"):
             run([folder], tmp_path / "x.tif", models / "conv.onnx", mosaic=True)
+
+
+def test_control_points_without_a_crs_stay(tmp_path):
+    points = [GroundControlPoint(0, 0, 5e5, 5e6, 0.0), GroundControlPoint(9, 0, 5e5, 5e6 - 90, 0.0)]
+    profile = {"driver": "GTiff", "height": 40, "width": 50, "count": 3, "dtype": "uint8"}
+    with rasterio.open(tmp_path / "a.tif", "w", **profile, gcps=points, crs=CRS()) as file:
+        file.write(picture(40, 50))
+    model = identity(tmp_path / "m.onnx")
+    api.predict([tmp_path / "a.tif"], tmp_path / "mask.tif", PredictConfig(model=str(model)))
+    with rasterio.open(tmp_path / "mask.tif") as mask:
+        found, crs = mask.gcps
+    assert [(p.row, p.col, p.x, p.y) for p in found] == [(p.row, p.col, p.x, p.y) for p in points]
+    assert not crs

@@ -2,8 +2,14 @@
 
 import json
 import pickle
+import socket
+import subprocess
+import sys
+import time
 
+import networks
 import numpy as np
+import obstore
 import pytest
 import stores
 import zarr
@@ -22,14 +28,33 @@ ALLOWED = View(allow_remote=True)
 
 @pytest.fixture(scope="module")
 def server():
-    """Return the address of an S3 server on the loopback interface."""
-    from moto.server import ThreadedMotoServer
+    """Return the address of an S3 server on the loopback interface.
 
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    It is a process of its own: rasterio keeps the interpreter to itself while it opens a file.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    line = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(line, **quiet) as process:
+        try:
+            _wait_for(port, process)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.kill()
+
+
+def _wait_for(port, process):
+    end = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < end:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    raise AssertionError("moto does not start")
 
 
 @pytest.fixture
@@ -63,6 +88,29 @@ def read_all(name, view=ALLOWED):
     raster = open_raster(name, view)
     window = Window(0, 0, raster.info.height, raster.info.width)
     return raster.read(window, np.zeros(len(raster.info.bands)))[0]
+
+
+@pytest.mark.parametrize("name", ["s3://bucket/a.tif", "/vsis3/bucket/a.tif"])
+def test_a_cog_in_a_bucket_gives_the_mask_of_the_one_on_disk(bucket, tmp_path, cli, name):
+    model = networks.pointwise(tmp_path / "m.onnx")
+    cog = write_tif(tmp_path / "a.tif", PIXELS, georeferenced=True, levels=(2,))
+    obstore.put(bucket, "a.tif", cog.read_bytes())
+    options = ["--model", model, "--tile", "64", "--block", "64", "--chunk", "64"]
+    assert cli("predict", cog, "--out", tmp_path / "disk.zarr", *options).code == 0
+    far = ["predict", name, "--out", tmp_path / "far.zarr", *options]
+    refused = cli(*far)
+    assert refused.code == 2
+    assert "--allow-remote" in refused.err
+    done = cli(*far, "--allow-remote", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["input"] == "s3://bucket/a.tif"
+    masks = [zarr.open_array(tmp_path / f"{n}.zarr" / "mask")[:] for n in ("disk", "far")]
+    assert np.array_equal(*masks)
+    assert cli(*far, "--allow-remote").code == 0
+    obstore.put(bucket, "a.tif", cog.read_bytes() + b" ")
+    changed = cli(*far, "--allow-remote")
+    assert changed.code == 5
+    assert "input" in changed.err
 
 
 def test_names_of_what_lies_elsewhere():
@@ -107,7 +155,7 @@ def test_a_mask_is_the_same_from_a_bucket(bucket, tmp_path, models, cli):
     many = cli("predict", "s3://bucket/some/a.zarr", "s3://bucket/b", "s3://bucket/none",
                "-o", tmp_path / "all", *flags)  # fmt: skip
     assert many.code == 7
-    assert "no Zarr store there; s3://bucket/none" in many.err
+    assert "does not exist.; s3://bucket/none" in many.err
     assert len(list((tmp_path / "all").glob("[ab].png"))) == 2
     said = json.loads(cli("info", "s3://bucket/b", "--allow-remote", "--json").out)
     assert (said["driver"], said["bands"], said["native_block"]) == ("zarr", 3, [32, 32])

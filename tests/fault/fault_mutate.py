@@ -35,7 +35,7 @@ from places import differences
 
 SHORT, LONG = 400, 20_000
 CODES = {0, 3, 4, 5, 7, 8}
-_LARGE = 1e8  # pixels: what claims to be larger may take longer than a trial
+_LARGE = 1e8  # pixels to decode: what claims to be larger may take longer than a trial
 
 NUMBERS = [
     0, 1, 2, 3, 4, 7, 8, 16, 32, 255, 256, 4096, 32767, 65535, 65536, 10**6, 2**31 - 1, 2**31,
@@ -249,7 +249,8 @@ def _is_large(bench: Bench, line: list[str], folder: Path) -> bool:
     """Whether a command plans to do more than fits a trial."""
     ended = bench.forker.command([*line, "--dry-run", "--json"], folder)
     try:
-        return bool(json.loads(ended.out)["estimate"]["pixels"] > _LARGE)
+        plan = json.loads(ended.out)["estimate"]
+        return bool(plan["pixels"] * plan["read_amplification"] > _LARGE)
     except (ValueError, KeyError):
         return False
 

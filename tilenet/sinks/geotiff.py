@@ -330,7 +330,7 @@ def _place(place: Georeference) -> dict[str, Any]:
     """Return the place as `rasterio.open` takes it; a TIFF holds an affine or points, not both."""
     if place.transform is None and place.gcps:
         points = [GroundControlPoint(*point) for point in place.gcps]
-        return {"gcps": points, "crs": place.gcp_crs_wkt}
+        return {"gcps": points, "crs": place.gcp_crs_wkt or CRS()}
     profile: dict[str, Any] = {}
     if place.transform is not None:
         profile["transform"] = Affine(*place.transform)

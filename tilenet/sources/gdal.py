@@ -22,7 +22,7 @@ from tilenet.sources.rasterinfo import AS_READ, CONVERTED, Found, RasterInfo
 from tilenet.sources.remote import is_remote
 from tilenet.sources.validity import validity_of
 from tilenet.sources.view import View
-from tilenet.sources.vsi import SETTINGS, remote_fingerprint, vsi_name
+from tilenet.sources.vsi import network_settings, remote_fingerprint, vsi_name
 from tilenet.strangers import exists
 
 __all__ = ["CACHE_BYTES", "DRIVERS", "GdalHandle", "find", "open_dataset"]
@@ -85,7 +85,7 @@ def environment(*, elsewhere: bool = False, distant: bool = False) -> Any:
         "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR" if distant else "TRUE",
     }
     if elsewhere:
-        return rasterio.Env(**settings, **SETTINGS)
+        return rasterio.Env(**settings, **network_settings())
     # No name is this one: whatever a file says, GDAL fetches nothing.
     return rasterio.Env(**settings, CPL_VSIL_CURL_ALLOWED_FILENAME="none")
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tilenet.errors import InputError, TilenetError
 from tilenet.geometry import Window
+from tilenet.sources.bands import bands_in_use
 from tilenet.sources.bucket import Bucket
 from tilenet.sources.decoding import open_array
 from tilenet.sources.folder import SUFFIXES

@@ -195,4 +195,10 @@ class TiffHandle:
 
     def read(self, box: Window) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         """Return a window, (C, h, w)."""
-        return self._stack.read(box)
+        try:
+            return self._stack.read(box)
+        except MemoryError as error:
+            if box.pixels > _MAX_CHUNK_BYTES:
+                raise
+            # A window is small: it is the file that claims more for a block than there can be.
+            raise ValueError("a native block is said to be larger than memory") from error

@@ -8,11 +8,12 @@ import urllib.request
 from typing import Any
 
 from tilenet.errors import InputError, ResourceError, UsageError
+from tilenet.sources.bucket import endpoint, is_anonymous, object_mark
 from tilenet.sources.remote import RemoteName, is_remote
 
-__all__ = ["SETTINGS", "checked_name", "remote_fingerprint", "vsi_name"]
+__all__ = ["checked_name", "network_settings", "remote_fingerprint", "vsi_name"]
 
-SETTINGS: dict[str, Any] = {
+_SETTINGS: dict[str, Any] = {
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
     "GDAL_HTTP_MULTIPLEX": "YES",
     "GDAL_HTTP_MAX_RETRY": "5",
@@ -20,11 +21,27 @@ SETTINGS: dict[str, Any] = {
     "GDAL_HTTP_CONNECTTIMEOUT": "30",
     "VSI_CACHE": True,
 }
-"""GDAL's settings for reading over a network; who we are it takes from the environment."""
 
 _SYSTEMS = {"s3": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/"}
+_CURL = ("/vsicurl/", "")
 _HEAD = 65536
 _PATIENCE = 60.0
+
+
+def network_settings() -> dict[str, Any]:
+    """Return GDAL's settings for reading over a network.
+
+    Who we are it takes from the environment itself; where a server is, it calls by names of its
+    own.
+    """
+    told: dict[str, Any] = {"AWS_NO_SIGN_REQUEST": "YES"} if is_anonymous() else {}
+    scheme, _, host = endpoint().rstrip("/").partition("://")
+    if host:
+        told |= {
+            "AWS_S3_ENDPOINT": host, "AWS_HTTPS": "NO" if scheme == "http" else "YES",
+            "AWS_VIRTUAL_HOSTING": "FALSE",
+        }  # fmt: skip
+    return _SETTINGS | told
 
 
 def vsi_name(name: str) -> str:
@@ -38,10 +55,22 @@ def vsi_name(name: str) -> str:
 
 
 def checked_name(name: RemoteName) -> str:
-    """Return the name; raises UsageError for one that holds a password.
+    """Return the name as a URL.
 
-    It would stand in plans and logs.
+    Raises
+    ------
+    UsageError
+        It holds a password, which would stand in plans and logs.
+    InputError
+        It is of one of GDAL's other systems, of which nobody could tell whether a file changed.
     """
+    for system, scheme in [*((path, f"{key}://") for key, path in _SYSTEMS.items()), _CURL]:
+        if name.url.startswith(system):
+            name = RemoteName(scheme + name.url.removeprefix(system))
+    if not name.scheme:
+        raise InputError(
+            "GDAL's name of no server", name.url, "give s3://, gs://, az:// or https://"
+        )
     if "@" in name.bucket:
         raise UsageError(
             "a name with a password in it", name.url.rpartition("@")[2],
@@ -63,7 +92,7 @@ def remote_fingerprint(name: str) -> str:
     place = RemoteName(name)
     if place.scheme not in ("http", "https"):
         # GDAL's other systems sign what they ask; it does not hand out their marks.
-        return hashlib.sha256(_first_bytes(name)).hexdigest()
+        return hashlib.sha256(object_mark(place).encode()).hexdigest()
     request = urllib.request.Request(name, headers={"Range": f"bytes=0-{_HEAD - 1}"})  # noqa: S310
     try:
         with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:  # noqa: S310
@@ -78,23 +107,3 @@ def remote_fingerprint(name: str) -> str:
         raise ResourceError("the server does not answer", place.url, "a rerun resumes") from error
     text = "\0".join([place.name, *marks]).encode()
     return hashlib.sha256(text + b"\0" + data).hexdigest()
-
-
-def _first_bytes(name: str) -> bytes:
-    """Return what changes with a file in an object store: size and marks, by obstore."""
-    try:
-        import obstore
-        from obstore import store
-    except ImportError as error:
-        raise UsageError(
-            "object stores need the extra cloud", name, "pip install 'tilenet[cloud]'"
-        ) from error
-    folder, _, key = name.rpartition("/")
-    try:
-        meta = obstore.head(store.from_url(folder), key)
-    except FileNotFoundError as error:
-        raise InputError("no such file", name, "check the name") from error
-    except Exception as error:  # obstore's own classes
-        raise ResourceError(f"the store does not answer: {error}", name, "a rerun resumes") \
-            from error  # fmt: skip
-    return f"{key}\0{meta['size']}\0{meta['e_tag']}\0{meta['last_modified']}".encode()
