@@ -11,7 +11,7 @@ from tilenet.errors import InputError, ResourceError, UsageError
 from tilenet.sources.nodes import Range
 from tilenet.sources.remote import RemoteName
 
-__all__ = ["Bucket"]
+__all__ = ["Bucket", "open_objects"]
 
 _PATIENCE = timedelta(seconds=60)
 _RETRIES = 5
@@ -22,8 +22,15 @@ def _anonymous() -> bool:
     return any(value.lower() in ("1", "true", "yes", "on") for value in told)
 
 
-def open_objects(place: RemoteName) -> Any:
+def open_objects(place: RemoteName, *, checked: bool = False) -> Any:
     """Return obstore's view of a place; the environment says who we are and where that is.
+
+    Parameters
+    ----------
+    place : RemoteName
+        Where.
+    checked : bool
+        Send a SHA-256 with all that is written (S3).
 
     Raises
     ------
@@ -46,6 +53,8 @@ def open_objects(place: RemoteName) -> Any:
         settings: Any = {"skip_signature": True} if _anonymous() else {}
         if endpoint:
             settings["endpoint"] = endpoint
+        if checked:
+            settings["checksum_algorithm"] = "SHA256"
         return store.S3Store(place.bucket, prefix=place.key or None, config=settings, **options)
     except Exception as error:  # obstore's own classes; the text names the setting
         raise UsageError(f"cannot be addressed: {error}", place, "check the name") from error
