@@ -21,6 +21,7 @@ from typing import Any
 
 from tilenet import durable
 from tilenet.engine.document import Finished, finished_of
+from tilenet.engine.inspection import Inspection, compare
 from tilenet.engine.journal import BlockRecord, Journal, decode
 from tilenet.engine.large import JOURNAL
 from tilenet.engine.lease import INTERVAL, Lease
@@ -31,7 +32,7 @@ from tilenet.engine.plan import Plan
 from tilenet.engine.recipe import lattice_of
 from tilenet.engine.runfolder import LOCK, PLAN, locked, remove_run_folder, run_folder
 from tilenet.engine.task import STORE, STRIPS
-from tilenet.errors import OutputError, TilenetError, UsageError
+from tilenet.errors import InputError, OutputError, TilenetError, UsageError, VerifyError
 from tilenet.models.store import cache_folder
 from tilenet.sinks import MaskStore, Seal, documents, seal_path
 from tilenet.sources import RemoteName
@@ -41,7 +42,7 @@ __all__ = ["RemoteOutput"]
 
 _TOKEN = "token"  # noqa: S105 - the name of a file that tells one scratch folder from another
 _CLEARING = "clearing"
-_MOST = 1 << 28  # bytes of a document
+_MOST = 1 << 32  # bytes of a document: a seal holds the whole journal
 _BATCH = 64
 _THREADS = 8
 _ROOTS = ((3, "zarr.json"), (2, ".zmetadata"))
@@ -112,6 +113,41 @@ class RemoteOutput:
                 self._clear_run(lease)
                 remove_run_folder(self._folder)
         return done
+
+    def inspect(self) -> Inspection:
+        """Look at every object of a mask.
+
+        Raises
+        ------
+        InputError
+            Nothing is there.
+        VerifyError
+            The seal is missing or damaged, so that nothing can be compared.
+        """
+        if next(self._objects.sizes(self._name), None) is None:
+            raise InputError("no such mask", self.place, "check the name")
+        for path in (seal_path(3), seal_path(2)):
+            found = self._objects.get(f"{self._name}/{path}", _MOST)
+            seal = None if found is None else Seal.decode(found.data)
+            if seal is not None:
+                own = hashlib.sha256(seal.encode()).hexdigest()
+                files: dict[str, str | None] = {**seal.files, path: own}
+                return compare(Path(self._name), seal.documents, files, self._hashes())
+        raise VerifyError(
+            "its seal is missing or damaged", self.place, "make the mask again, with --overwrite"
+        )
+
+    def _hashes(self) -> Iterator[tuple[str, str | None]]:
+        """Yield every object of the mask with its hash."""
+
+        def digest(key: str, size: int) -> tuple[str, str | None]:
+            found = self._objects.get(key, size)
+            path = key.removeprefix(f"{self._name}/")
+            return path, None if found is None else hashlib.sha256(found.data).hexdigest()
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for some in batched(self._objects.sizes(self._name), _BATCH):
+                yield from pool.map(digest, *zip(*some, strict=True))
 
     @contextmanager
     def owned(self, plan: Plan, *, overwrite: bool) -> Iterator[Mirror]:

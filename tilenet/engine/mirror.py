@@ -42,7 +42,7 @@ class Mirror:
 
     def __init__(self, objects: Objects, name: str, run: str, lease: Lease, done: set[int]) -> None:
         self._objects, self._name, self._run, self._lease = objects, name, run, lease
-        self._done = done
+        self._done, self._where = done, objects.where
         self._pool = ThreadPoolExecutor(_THREADS, "tilenet-upload")
         self._room = threading.Semaphore(_THREADS + _WAITING)
         self._running: set[Future[None]] = set()
@@ -150,11 +150,11 @@ class Mirror:
             path = key.removeprefix(f"{self._name}/")
             if left.pop(path, None) != size and "/" in path:
                 raise OutputError(
-                    f"{path} is not what was sent", self._name, "run again with --overwrite"
+                    f"{path} is not what was sent", self._where, "run again with --overwrite"
                 )
         if left:
             raise OutputError(
-                f"{min(left)} was removed meanwhile", self._name, "run again with --overwrite"
+                f"{min(left)} was removed meanwhile", self._where, "run again with --overwrite"
             )
 
 

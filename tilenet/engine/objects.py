@@ -48,7 +48,7 @@ class Objects:
 
     def __init__(self, place: RemoteName, where: str) -> None:
         self._store = open_objects(place, checked=True)
-        self._where = where
+        self.where = where
 
     def get(self, key: str, most: int) -> Stored | None:
         """Return what lies there, None if nothing does; OutputError if it is over `most` bytes."""
@@ -61,9 +61,8 @@ class Objects:
                 return None
             meta = found.meta
             if meta["size"] > most:
-                raise OutputError(f"{key} is too large to be ours", self._where, "move it away")
-            version = {"e_tag": meta["e_tag"], "version": meta["version"]}
-            return Stored(bytes(found.bytes()), version, meta["last_modified"])
+                raise OutputError(f"{key} is too large to be ours", self.where, "move it away")
+            return Stored(bytes(found.bytes()), _version(meta), meta["last_modified"])
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object, whatever lies there."""
@@ -83,15 +82,13 @@ class Objects:
 
         with self._converted():
             try:
-                return dict(
-                    obstore.put(self._store, key, data, mode=mode, use_multipart=False).items()
-                )
+                return _version(obstore.put(self._store, key, data, mode=mode, use_multipart=False))
             except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
                 return None
             except FileNotFoundError as error:
                 if isinstance(mode, dict):  # the version is gone
                     return None
-                raise OutputError("no such bucket", self._where, "make it first") from error
+                raise OutputError("no such bucket", self.where, "make it first") from error
 
     def sizes(self, folder: str) -> Iterator[tuple[str, int]]:
         """Yield key and bytes of every object below a folder."""
@@ -127,9 +124,14 @@ class Objects:
             yield
         except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
             raise OutputError(
-                "access is denied", self._where, "credentials come from AWS_ACCESS_KEY_ID …"
+                "access is denied", self.where, "credentials come from AWS_ACCESS_KEY_ID …"
             ) from error
         except exceptions.BaseError as error:
             first = str(error).strip().splitlines()[0]
             what = f"the object store does not answer: {first}"
-            raise ResourceError(what, self._where, "a rerun resumes") from error
+            raise ResourceError(what, self.where, "a rerun resumes") from error
+
+
+def _version(found: Any) -> dict[str, Any]:
+    """Return what names a version of an object, as conditional writes take it."""
+    return {key: found[key] for key in ("e_tag", "version") if found[key] is not None}
