@@ -1,6 +1,7 @@
 """What is read of a raster: how much is decoded twice, and by which handle."""
 
 import gc
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -63,6 +64,18 @@ def test_amplification_counts_native_blocks(size, core, stride, native, margin, 
         assert found == pytest.approx(exact)
     else:  # a last block without tiles of its own reads its core only: counted as if it had one
         assert found >= exact - 1e-9
+
+
+def test_amplification_of_very_many_blocks_takes_no_time():
+    def lattice(size, core):
+        return Lattice(Axis(size, 64, 48, 16, core), Axis(size, 64, 48, 16, core))
+
+    begin = time.monotonic()
+    huge = amplification(lattice((1 << 31) - 5, 256), (100, 100), (3, 4), 3, 1 << 30)
+    assert time.monotonic() - begin < 2
+    # The pattern repeats every lcm(48, 100, 256) pixels, of which a smaller raster has 26.
+    small = amplification(lattice((1 << 19) - 5, 256), (100, 100), (3, 4), 3, 1 << 30)
+    assert huge == pytest.approx(small, rel=1e-3)
 
 
 @pytest.mark.parametrize(("native", "most"), [(256, 1.1), (512, 1.2)])

@@ -13,8 +13,9 @@ from typing import Any
 
 from tilenet.config import PredictConfig
 from tilenet.engine.cluster import Executor, open_executor, worker_count
+from tilenet.engine.elsewhere import RemoteOutput
 from tilenet.engine.item import has_item, write_item
-from tilenet.engine.large import run_large
+from tilenet.engine.large import Copy, run_large
 from tilenet.engine.meter import Meter, Spans
 from tilenet.engine.output import check_output, plan_in_progress
 from tilenet.engine.pack import Job, PackItem, Request, open_job, pack_task, plan_for
@@ -171,10 +172,11 @@ def _large(
     executor: Executor,
     config: PredictConfig,
     progress: Callable[[int], None],
+    copy: Copy | None = None,
 ) -> RunResult:
     start = time.perf_counter()
     _say_plan(plan)
-    large = run_large(plan, out, executor, progress, overwrite=config.overwrite)
+    large = run_large(plan, out, executor, progress, overwrite=config.overwrite, copy=copy)
     if large.meter.nonfinite:
         _logger.warning("%d scores were not finite and count as 0", large.meter.nonfinite)
     seconds = time.perf_counter() - start
@@ -228,12 +230,18 @@ def _executor(config: PredictConfig, tasks: int) -> AbstractContextManager[Execu
 def _predict_one(
     found: list[Input], out: Path, config: PredictConfig, progress: Progress
 ) -> PredictResult:
-    clock = _Clock()
     out = _named_output(out, config)
     known = plan_in_progress(out)
     setup = None if known is None else known.setup
     request = _request(config, setup, _scenes(found, config))
-    [item], spans = pack_task([Job(found[0].path, out)], request, named=True)
+    return _run_one(found[0], out, request, progress)
+
+
+def _run_one(
+    source: Input, out: Path, request: Request, progress: Progress, copy: Copy | None = None
+) -> PredictResult:
+    clock, config = _Clock(), request.config
+    [item], spans = pack_task([Job(source.path, out)], request, named=True)
     if item.error is not None:
         raise item.error
     assert item.plan is not None
@@ -253,11 +261,60 @@ def _predict_one(
         run = _item_result(item, spans, clock.seconds)
     else:
         with _executor(config, item.plan.lattice.blocks) as executor:
-            run = _large(item.plan, out, executor, config, advance)
+            run = _large(item.plan, out, executor, config, advance, copy)
+    return _result(run, clock)
+
+
+def _result(run: RunResult, clock: _Clock) -> PredictResult:
     failure = run.failure()
     return PredictResult(
         (run,), () if failure is None else (failure,), pixels=run.pixels, seconds=clock.seconds
     )
+
+
+def _remote_output(
+    inputs: Sequence[Path | RemoteName], out: RemoteName, config: PredictConfig
+) -> RemoteOutput:
+    """Return the place of a mask in an object store, if such a mask is possible."""
+    if not config.allow_remote:
+        raise UsageError("lies on another machine", out, "to write there, give --allow-remote")
+    other = config.into or config.stac or config.format not in (None, "zarr")
+    if other or not _is_single(inputs, config):
+        raise UsageError(
+            "elsewhere goes the Zarr mask of one raster, without --into, --stac or --format",
+            out,
+            "write to a disk",
+        )
+    return RemoteOutput(out, config.scratch)
+
+
+def _predict_remote(
+    found: list[Input], place: RemoteOutput, config: PredictConfig, progress: Progress
+) -> PredictResult:
+    """Make a mask in a scratch folder, and its copy in an object store meanwhile."""
+    clock, known = _Clock(), place.known()
+    setup, source = None if known is None else known.setup, found[0]
+    request = _request(config, setup, _scenes(found, config))
+    plan = _plan_of(Job(source.path, place.local), request)
+    done = place.check(plan, overwrite=config.overwrite)
+    if done is not None:
+        pixels = plan.raster.height * plan.raster.width
+        _say_notes([plan])
+        progress(pixels, pixels)
+        out, blocks = place.place, done.blocks
+        return _result(run_result(plan, out, done, Meter(), clock.seconds, resumed=blocks), clock)
+    # What is in the scratch folder by then is this plan's.
+    here = replace(request, config=config.model_copy(update={"overwrite": False}))
+    with place.owned(plan, overwrite=config.overwrite) as mirror:
+        result = _run_one(source, place.local, here, progress, mirror)
+        mirror.finish(place.local, plan.zarr_format)
+    [run] = result.runs
+    return _result(replace(run, output=str(place.place)), clock)
+
+
+def _plan_of(job: Job, request: Request) -> Plan:
+    with closing(open_job(job, request)) as raster:
+        return plan_for(raster.info, job, request, named=True)[0]
 
 
 def _jobs(inputs: list[Input], out: Path) -> list[Job]:
@@ -347,8 +404,12 @@ def _gather(
     )
 
 
-def _destination(inputs: list[Path | RemoteName], out: Path | None, config: PredictConfig) -> Path:
+def _destination(
+    inputs: list[Path | RemoteName], out: Path | RemoteName | None, config: PredictConfig
+) -> Path | RemoteName:
     """Return where masks go: `out`, or the label's place in an image."""
+    if config.scratch is not None and not isinstance(out, RemoteName):
+        raise UsageError("only for a mask that goes to s3://…", "--scratch", "leave it out")
     if config.into is None and out is not None:
         return out
     if config.into is None or out is not None:
@@ -362,7 +423,7 @@ def _destination(inputs: list[Path | RemoteName], out: Path | None, config: Pred
 
 def predict(
     inputs: Sequence[Path | RemoteName | str],
-    out: Path | None,
+    out: Path | RemoteName | str | None,
     config: PredictConfig,
     progress: Progress | None = None,
 ) -> PredictResult:
@@ -372,10 +433,10 @@ def predict(
     ----------
     inputs : list of Path or str
         Rasters and folders (searched recursively); URLs as str, since a `Path` would change them.
-    out : Path or None
-        For one raster the mask: ``x.zarr``, ``x.tif`` (a COG), ``x.ome.tif`` or ``x.png``.
-        Otherwise a folder, one mask per input under the same stem. None if
-        `config.into` says where.
+    out : Path, str or None
+        For one raster the mask: ``x.zarr``, ``x.tif`` (a COG), ``x.ome.tif`` or ``x.png``; or a
+        str ``s3://bucket/x.zarr``. Otherwise a folder, one mask per input under the same stem. None
+        if `config.into` says where.
     config : PredictConfig
         Options.
     progress : callable, optional
@@ -393,7 +454,10 @@ def predict(
     notify = progress or (lambda _done, _all: None)
     with convert_errors(out or config.into):
         names = [named(name) for name in inputs]
-        out = _destination(names, out, config)
+        out = _destination(names, None if out is None else named(out), config)
+        if isinstance(out, RemoteName):
+            place = _remote_output(names, out, config)
+            return _predict_remote(find_inputs(names, place.local), place, config, notify)
         found = find_inputs(names, out)
         if _is_single(names, config):
             result = _predict_one(found, out, config, notify)
@@ -464,7 +528,9 @@ def _estimate(plan: Plan, files: ModelFiles) -> dict[str, Any]:
 
 
 def estimate(
-    inputs: Sequence[Path | RemoteName | str], out: Path | None, config: PredictConfig
+    inputs: Sequence[Path | RemoteName | str],
+    out: Path | RemoteName | str | None,
+    config: PredictConfig,
 ) -> Iterator[dict[str, Any]]:
     """Yield what `predict` would do with each input, without doing it.
 
@@ -480,7 +546,15 @@ def estimate(
     """
     with convert_errors(out or config.into):
         names = [named(name) for name in inputs]
-        out = _destination(names, out, config)
+        out = _destination(names, None if out is None else named(out), config)
+        if isinstance(out, RemoteName):
+            place = _remote_output(names, out, config)
+            found = find_inputs(names, place.local)
+            request = _request(config, None, _scenes(found, config))
+            plan = _plan_of(Job(found[0].path, place.local), request)
+            finished = place.look(plan, overwrite=config.overwrite) is not None
+            yield _estimate(plan, request.files) | {"output": str(out), "finished": finished}
+            return
         found = find_inputs(names, out)
         single = _is_single(names, config)
         if single:

@@ -70,9 +70,11 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         list[str], typer.Argument(help="Rasters or Zarr stores, or folders of them.")
     ],
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            "--out", "-o", help="x.zarr, x.tif (COG), x.ome.tif, x.png; a folder for several."
+            "--out",
+            "-o",
+            help="x.zarr, x.tif (COG), x.ome.tif, x.png, s3://…/x.zarr; a folder for several.",
         ),
     ] = None,
     into: Annotated[
@@ -164,7 +166,11 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         float | None, typer.Option(help="Seconds after which a read counts as stuck.")
     ] = None,
     allow_remote: Annotated[
-        bool | None, typer.Option("--allow-remote", help="Read s3://… and other URLs, and VRT.")
+        bool | None,
+        typer.Option("--allow-remote", help="Read s3://… and other URLs, and VRT; write s3://…"),
+    ] = None,
+    scratch: Annotated[
+        Path | None, typer.Option(help="Where a mask for s3://… is made first.")
     ] = None,
     insecure_cluster: Annotated[
         bool | None, typer.Option("--insecure-cluster", help="Take tcp:// beyond this machine.")
@@ -194,7 +200,7 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         "stac": stac,
         "skip_nodata": False if no_skip else None, "overwrite": overwrite,
         "strict": strict, "read_timeout": read_timeout, "allow_remote": allow_remote,
-        "insecure_cluster": insecure_cluster,
+        "scratch": scratch, "insecure_cluster": insecure_cluster,
         "classes": None if classes is None else tuple(classes.split(",")),
         "mean": _numbers(mean, float, "--mean"), "std": _numbers(std, float, "--std"),
         "value_range": _numbers(value_range, float, "--value-range"), "activation": activation,

@@ -16,7 +16,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 def verify(
-    mask: Annotated[Path, typer.Argument(help="A mask that tilenet wrote.")],
+    mask: Annotated[str, typer.Argument(help="A mask that tilenet wrote.")],
     repair: Annotated[
         bool, typer.Option("--repair", help="Make what is damaged again, from raster and model.")
     ] = False,
@@ -26,6 +26,9 @@ def verify(
     model: Annotated[
         Path | None, typer.Option("--model", "-m", help="The model, if it was moved.")
     ] = None,
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Read a mask at s3://….")
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -33,12 +36,14 @@ def verify(
     del debug
     from tilenet import mask_api
 
-    result = mask_api.verify(mask, repair=repair, source=source, model=model)
+    result = mask_api.verify(
+        mask, repair=repair, source=source, model=model, allow_remote=allow_remote
+    )
     failure = result.failure()
     if as_json:
         show(result.as_dict() | ({} if failure is None else {"error": failure.as_dict()}))
     elif failure is None:
-        show(str(mask))
+        show(mask)
     if failure is not None:
         complain(str(failure))
         raise typer.Exit(failure.code)

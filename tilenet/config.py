@@ -126,7 +126,9 @@ class PredictConfig(BaseModel):
     read_timeout : float
         Seconds after which a read counts as stuck, and its process is ended.
     allow_remote : bool
-        Read inputs that lie in an object store or on a web server.
+        Read inputs that lie in an object store or on a web server; write a mask to one.
+    scratch : Path or None
+        Where a mask that goes to an object store is made; None: in the user's cache.
     insecure_cluster : bool
         Take a ``tcp://`` scheduler beyond this machine, to which anybody can send code.
     classes, mean, std, value_range, activation : optional
@@ -170,6 +172,7 @@ class PredictConfig(BaseModel):
     strict: bool = False
     read_timeout: Annotated[float, Field(gt=0)] = 600.0
     allow_remote: bool = False
+    scratch: Annotated[Path, AfterValidator(_absolute)] | None = None
     insecure_cluster: bool = False
     classes: tuple[str, ...] | None = None
     mean: tuple[FiniteFloat, ...] | None = None

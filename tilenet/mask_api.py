@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.engine.convert import convert
+from tilenet.engine.elsewhere import RemoteOutput
 from tilenet.engine.inspection import Bad, inspect
 from tilenet.engine.item import has_item, write_item
 from tilenet.engine.repair import repair as repair_mask
-from tilenet.errors import VerifyError, convert_errors
+from tilenet.errors import UsageError, VerifyError, convert_errors
+from tilenet.sources import RemoteName, named
 
 __all__ = ["VerifyResult", "export", "verify"]
 
@@ -69,18 +71,25 @@ class VerifyResult:
 
 
 def verify(
-    path: Path, *, repair: bool = False, source: Path | None = None, model: Path | None = None
+    path: Path | RemoteName | str,
+    *,
+    repair: bool = False,
+    source: Path | None = None,
+    model: Path | None = None,
+    allow_remote: bool = False,
 ) -> VerifyResult:
     """Look at every byte of a mask, and make what is damaged again.
 
     Parameters
     ----------
-    path : Path
-        A mask of tilenet's.
+    path : Path or str
+        A mask of tilenet's; a str ``s3://bucket/x.zarr`` for one in an object store.
     repair : bool
         Whether to make damaged parts again, from raster and model.
     source, model : Path, optional
         Where these lie now, if they were moved.
+    allow_remote : bool
+        Whether the mask may be in an object store.
 
     Raises
     ------
@@ -89,8 +98,11 @@ def verify(
     VerifyError
         What is made again differs from what was written.
     """
+    path = named(path)
     with convert_errors(path):
         try:
+            if isinstance(path, RemoteName):
+                return _verify_remote(path, repair=repair, allow_remote=allow_remote)
             found = inspect(path)
         except VerifyError as error:
             lost = Bad(Path(error.where).name, _LOST)
@@ -102,6 +114,16 @@ def verify(
         left = tuple(found.bad)
         mended = tuple(one for one in bad if one not in left)
         return VerifyResult(not left, str(path), found.files, found.blocks, left, mended)
+
+
+def _verify_remote(place: RemoteName, *, repair: bool, allow_remote: bool) -> VerifyResult:
+    if not allow_remote:
+        raise UsageError("lies on another machine", place, "to read it there, give --allow-remote")
+    if repair:
+        raise UsageError("only on a disk", "--repair", "make the mask again, with --overwrite")
+    found = RemoteOutput(place, None).inspect()
+    bad = tuple(found.bad)
+    return VerifyResult(not bad, str(place), found.files, found.blocks, bad)
 
 
 def export(path: Path, out: Path, *, overwrite: bool = False, stac: bool = False) -> Path:

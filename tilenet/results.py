@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from tilenet.classes import NODATA
@@ -184,7 +183,7 @@ class PredictResult:
 
 
 def run_result(
-    plan: Plan, out: Path, done: Finished, meter: Meter, seconds: float, *, resumed: int
+    plan: Plan, out: object, done: Finished, meter: Meter, seconds: float, *, resumed: int
 ) -> RunResult:
     """Return the figures of a finished mask.
 
@@ -192,7 +191,7 @@ def run_result(
     ----------
     plan : Plan
         Its run.
-    out : Path
+    out : Path or RemoteName
         Where it lies.
     done : Finished
         What it holds.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from tilenet.quiet import ignoring
 from tilenet.sinks import MaskSpec, Seal, complete, documents, seal_path
 from tilenet.sinks.pam import class_table
 
-__all__ = ["Bad", "Inspection", "inspect"]
+__all__ = ["Bad", "Inspection", "compare", "inspect"]
 
 Files = dict[str, str | None]
 """sha256 by path; None for a chunk of fill values, which has no file."""
@@ -148,6 +148,33 @@ def _documents(root: Path) -> tuple[dict[str, bytes], Files | None]:
 
 def _inspect_store(root: Path) -> Inspection:
     kept, sealed = _documents(root)
+    return compare(root, kept, sealed, _hashes(root))
+
+
+def compare(
+    root: Path,
+    kept: Mapping[str, bytes],
+    sealed: Files | None,
+    hashes: Iterable[tuple[str, str | None]],
+) -> Inspection:
+    """Compare the files of a store with what its run wrote.
+
+    Parameters
+    ----------
+    root : Path
+        The store.
+    kept : mapping of str to bytes
+        Its plan and journal.
+    sealed : dict or None
+        Files that are no chunks of pixels, by its seal; None if that is damaged.
+    hashes : iterable of (str, str or None)
+        Every file with its hash; None for what is no plain file.
+
+    Raises
+    ------
+    VerifyError
+        So much is damaged that nothing can be compared.
+    """
     document, records = json.loads(kept["plan"]), decode(kept["journal"])[0]
     blocks = sum(record.block >= 0 for record in records)
     if blocks != document["blocks"]:
@@ -161,7 +188,7 @@ def _inspect_store(root: Path) -> Inspection:
     expected = {**chunks, **sealed}
     missing = {path for path, digest in expected.items() if digest is not None}
     files = 0
-    for name, digest in _hashes(root):
+    for name, digest in hashes:
         files += 1
         missing.discard(name)
         if expected.get(name) != digest or digest is None:

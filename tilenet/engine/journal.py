@@ -131,6 +131,8 @@ class Journal:
         Made if it is not there; a torn tail is cut off.
     before : callable
         Called before anything is appended; raises if this is no longer ours to write.
+    after : callable
+        Called with the records that were appended.
 
     Attributes
     ----------
@@ -142,8 +144,13 @@ class Journal:
         What failed in them.
     """
 
-    def __init__(self, path: Path, before: Callable[[], None] = lambda: None) -> None:
-        self._before = before
+    def __init__(
+        self,
+        path: Path,
+        before: Callable[[], None] = lambda: None,
+        after: Callable[[Iterable[BlockRecord]], None] = lambda _: None,
+    ) -> None:
+        self._before, self._after = before, after
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._places: dict[int, tuple[int, int]] = {}
         self._end = 0
@@ -181,6 +188,7 @@ class Journal:
             durable.append(self._fd, b"".join(lines.values()))
             for block, line in lines.items():
                 self._note(new[block], len(line))
+            self._after(new.values())
 
     def dump(self) -> bytes:
         """Return all records in block order, the same bytes for any order of work."""

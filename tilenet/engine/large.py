@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from tilenet import durable
 from tilenet.engine.cluster import Executor
@@ -21,7 +24,7 @@ from tilenet.errors import OutputError, ResourceError, convert_errors
 from tilenet.sinks import MaskStore
 from tilenet.sources import open_raster
 
-__all__ = ["JOURNAL", "LargeResult", "run_large"]
+__all__ = ["JOURNAL", "Copy", "LargeResult", "run_large"]
 
 JOURNAL = "journal.jsonl"
 _UPPER = -1  # the journal's number for the levels that no block makes alone
@@ -44,6 +47,16 @@ class LargeResult:
     done: Finished
     resumed: int
     meter: Meter
+
+
+class Copy(Protocol):
+    """Where a copy of the store grows, block by block."""
+
+    def take(self, root: Path, records: Iterable[BlockRecord]) -> None:
+        """Copy blocks of the store at `root`, now or soon."""
+
+    def drain(self) -> None:
+        """Return when all that was taken is copied."""
 
 
 def _adopt(plan: Plan, out: Path, folder: Path, *, overwrite: bool) -> Plan:
@@ -78,7 +91,13 @@ def _check_unchanged(plan: Plan) -> None:
 
 
 def run_large(
-    plan: Plan, out: Path, executor: Executor, progress: Progress, *, overwrite: bool
+    plan: Plan,
+    out: Path,
+    executor: Executor,
+    progress: Progress,
+    *,
+    overwrite: bool,
+    copy: Copy | None = None,
 ) -> LargeResult:
     """Run a plan to its finished output, going on where an earlier run stopped.
 
@@ -94,6 +113,8 @@ def run_large(
         Called with finished pixels.
     overwrite : bool
         Replace an output or an unfinished run of ours.
+    copy : Copy, optional
+        Gets what is done.
 
     Raises
     ------
@@ -108,13 +129,20 @@ def run_large(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with convert_errors(out):
-            return _run(plan, out, folder, executor, progress, overwrite=overwrite)
+            return _run(plan, out, folder, executor, progress, overwrite=overwrite, copy=copy)
     except ResourceError as error:
         raise with_room(error, plan, out) from error
 
 
 def _run(
-    plan: Plan, out: Path, folder: Path, executor: Executor, progress: Progress, *, overwrite: bool
+    plan: Plan,
+    out: Path,
+    folder: Path,
+    executor: Executor,
+    progress: Progress,
+    *,
+    overwrite: bool,
+    copy: Copy | None,
 ) -> LargeResult:
     with locked(folder) as owner:
         plan = _adopt(plan, out, folder, overwrite=overwrite)
@@ -123,9 +151,12 @@ def _run(
         if not store.root.exists():
             store.create()
         durable.write(folder / PLAN, plan.dump())
-        with Journal(folder / JOURNAL, owner.check) as journal:
+        after = _nothing if copy is None else partial(copy.take, store.root)
+        with Journal(folder / JOURNAL, owner.check, after) as journal:
             mark_lost(folder, journal.invalid)
             resumed = len([b for b in journal.blocks if b >= 0])
+            if copy is not None:
+                copy.take(store.root, decode(journal.dump())[0])
             progress(sum(journal.pixels.values()))
             try:
                 meter = run_blocks(plan, folder, journal, executor, progress)
@@ -133,12 +164,24 @@ def _run(
                 forget_runs()
             _check_unchanged(plan)
             owner.check()
-            done = _finish(plan, folder, out, journal, overwrite=overwrite)
+            done = _finish(plan, folder, out, journal, overwrite=overwrite, copy=copy)
         remove_run_folder(folder)
     return LargeResult(done, resumed, meter)
 
 
-def _finish(plan: Plan, folder: Path, out: Path, journal: Journal, *, overwrite: bool) -> Finished:
+def _nothing(_records: Iterable[BlockRecord]) -> None:
+    pass
+
+
+def _finish(
+    plan: Plan,
+    folder: Path,
+    out: Path,
+    journal: Journal,
+    *,
+    overwrite: bool,
+    copy: Copy | None,
+) -> Finished:
     """Upper levels, metadata, export, final name: each may be done again after a crash."""
     store = MaskStore(folder / STORE, plan.spec)
     if _UPPER not in journal.blocks:
@@ -149,6 +192,8 @@ def _finish(plan: Plan, folder: Path, out: Path, journal: Journal, *, overwrite:
         dict(journal.pixels), journal.tiles, journal.tiles_skipped, blocks, tuple(journal.invalid)
     )
     done.check(plan)
+    if copy is not None:
+        copy.drain()  # before the store gets another name
     if plan.format == "zarr":
         document = encode_document(plan_document(plan, done))
         store.finish(done.pixels, {"plan": document, "journal": journal.dump()})

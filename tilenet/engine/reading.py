@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
 from tilenet.geometry import Window
 from tilenet.lattice import Axis, Lattice
 
 __all__ = ["amplification", "read_window"]
+
+_MOST_BLOCKS = 1 << 18  # of an axis that are counted one by one
+_TAIL = 64
 
 
 def _read_range(axis: Axis, block: int) -> tuple[int, int]:
@@ -39,16 +47,39 @@ def read_window(lattice: Lattice, block: int, margin: tuple[int, int] = (0, 0)) 
     )
 
 
+def _first_tiles(axis: Axis, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Do what `Axis.first_tile` does for many positions at once."""
+    tiles = -(-positions // axis.stride)
+    last = np.where(axis.padded - axis.side >= positions, axis.count - 1, axis.count)
+    return np.where(tiles < axis.count - 1, tiles, last)
+
+
+def _decoded_by(axis: Axis, blocks: NDArray[np.int64], native: int, margin: tuple[int, int]) -> Any:
+    """Return how many pixels each of some blocks of an axis decodes."""
+    starts = blocks * axis.core
+    stops = np.minimum(starts + axis.core, axis.size)
+    first, behind = _first_tiles(axis, starts), _first_tiles(axis, stops)
+    reach = np.minimum((behind - 1) * axis.stride, axis.padded - axis.side) + axis.side
+    stops = np.where(behind > first, np.maximum(stops, reach), stops)
+    lowest = np.maximum(0, starts - margin[0]) // native * native
+    highest = -(-np.minimum(axis.size, stops + margin[1]) // native) * native
+    return np.minimum(highest, axis.size) - lowest
+
+
 def _decoded(axis: Axis, native: int, margin: tuple[int, int]) -> tuple[int, int]:
-    """Return the pixels that all blocks of an axis decode, and the most that one does."""
-    total = most = 0
-    for block in range(axis.blocks):
-        start, stop = _read_range(axis, block)
-        first = max(0, start - margin[0]) // native * native
-        last = -(-min(axis.size, stop + margin[1]) // native) * native
-        decoded = min(last, axis.size) - first
-        total, most = total + decoded, max(most, decoded)
-    return total, most
+    """Return the pixels that all blocks of an axis decode, and the most that one does.
+
+    Of very many blocks the first stand for the rest, but for the last, which the border cuts.
+    """
+    looked = min(axis.blocks, _MOST_BLOCKS)
+    head = _decoded_by(axis, np.arange(looked), native, margin)
+    total = int(head.sum())
+    if looked < axis.blocks:
+        tail = np.arange(axis.blocks - min(_TAIL, axis.blocks - looked), axis.blocks)
+        between = axis.blocks - looked - len(tail)
+        total += round(total * between / looked)
+        total += int(_decoded_by(axis, tail, native, margin).sum())
+    return total, int(head.max())
 
 
 def amplification(

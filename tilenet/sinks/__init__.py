@@ -11,7 +11,7 @@ from tilenet.sinks.ometiff import check_slides, write_ome_tiff
 from tilenet.sinks.png import encode_png, write_png
 from tilenet.sinks.seal import Seal
 from tilenet.sinks.skeleton import complete, seal_path
-from tilenet.sinks.spec import ArrayLayout, LabelOf, MaskSpec, zarr_format_for
+from tilenet.sinks.spec import ArrayLayout, LabelOf, MaskSpec, ZarrFormat, zarr_format_for
 from tilenet.sinks.store import MaskStore, StoredChunk, documents, open_store
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "MaskStore",
     "Seal",
     "StoredChunk",
+    "ZarrFormat",
     "check_slides",
     "complete",
     "crs_keys",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import threading
 import zlib
@@ -161,6 +162,20 @@ class MaskStore:
             raise VerifyError(
                 f"a chunk cannot be decoded ({err})", self.root / array, "run `tilenet verify`"
             ) from err
+
+    def has_chunk(self, path: str) -> bool:
+        """Return whether a path, from wherever, is that of a chunk of this store's pixels."""
+        prefix = "" if self.spec.zarr_format == 2 else "c/"
+        return any(
+            re.fullmatch(
+                rf"{re.escape(layout.path)}/{prefix}\d+(/\d+){{{len(layout.shape) - 1}}}", path
+            )
+            for layout in self._layouts.values()
+        )
+
+    def put_back(self, path: str, data: bytes) -> None:
+        """Store a chunk as it was encoded before; its path passes `has_chunk`."""
+        self._store(self.root / path, data)
 
     def finish(self, pixels: Mapping[int, int], documents: Mapping[str, bytes]) -> None:
         """Add what is known only at the end, mark the store complete and make all of it durable.

@@ -1,6 +1,7 @@
 """Images on disk, read window by window: `open_raster` and `find_inputs`."""
 
 from tilenet.sources.area import Area, area_of
+from tilenet.sources.bucket import open_objects
 from tilenet.sources.folder import Input, find_inputs
 from tilenet.sources.gdal import CACHE_BYTES
 from tilenet.sources.grid import Grid
@@ -26,5 +27,6 @@ __all__ = [
     "is_mask_store",
     "named",
     "open_handle",
+    "open_objects",
     "open_raster",
 ]

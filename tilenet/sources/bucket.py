@@ -11,7 +11,7 @@ from tilenet.errors import InputError, ResourceError, UsageError
 from tilenet.sources.nodes import Range
 from tilenet.sources.remote import RemoteName
 
-__all__ = ["Bucket", "endpoint", "is_anonymous", "object_mark"]
+__all__ = ["Bucket", "endpoint", "is_anonymous", "object_mark", "open_objects"]
 
 _PATIENCE = timedelta(seconds=60)
 _RETRIES = 5
@@ -28,8 +28,15 @@ def endpoint() -> str:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
 
 
-def open_objects(place: RemoteName) -> Any:
+def open_objects(place: RemoteName, *, checked: bool = False) -> Any:
     """Return obstore's view of a place; the environment says who we are and where that is.
+
+    Parameters
+    ----------
+    place : RemoteName
+        Where.
+    checked : bool
+        Send a SHA-256 with all that is written (S3).
 
     Raises
     ------
@@ -52,6 +59,8 @@ def open_objects(place: RemoteName) -> Any:
         settings: Any = {"skip_signature": True} if is_anonymous() else {}
         if address:
             settings["endpoint"] = address
+        if checked:
+            settings["checksum_algorithm"] = "SHA256"
         return store.S3Store(place.bucket, prefix=place.key or None, config=settings, **options)
     except Exception as error:  # obstore's own classes; the text names the setting
         raise UsageError(f"cannot be addressed: {error}", place, "check the name") from error
