@@ -96,6 +96,11 @@ class Raster:
         while self._idle:
             self._idle.pop().close()
 
+    @property
+    def _by_gdal_from_afar(self) -> bool:
+        """Whether an error may be the network's: GDAL does not say, the reader of Zarr does."""
+        return is_remote(self.info.path) and self.info.driver != "zarr"
+
     @contextmanager
     def _handle(self) -> Iterator[Handle]:
         try:
@@ -175,7 +180,7 @@ class Raster:
         """Return our error for one of GDAL's, which does not tell the file from the machine."""
         if is_out_of_memory(error):
             return ResourceError("out of memory", self.info.path, "use a smaller --block")
-        if is_remote(self.info.path):
+        if self._by_gdal_from_afar:
             return ResourceError(f"{what}: {error}", self.info.path, "a rerun resumes")
         try:
             with Path(self.info.path).open("rb") as file:
@@ -255,7 +260,7 @@ class Raster:
         except Exception as error:
             if damaged is None or self.info.driver not in _INDEPENDENT or is_blameless(error):
                 raise
-            if is_remote(self.info.path):
+            if self._by_gdal_from_afar:
                 raise  # what a network does not give is not lost
         blank = _as_pixels(fill, np.dtype(self.info.dtype))
         read = partial(self._read, handle, fill=fill)
