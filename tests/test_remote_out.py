@@ -162,8 +162,6 @@ def test_a_finished_one_is_left_alone_and_another_is_refused(
     assert cli("predict", source, "-o", OUT, *flags, "--blend", "crop", "--overwrite").code == 0
     assert set(content(bucket)) == set(before)
     assert content(bucket)["some/m.zarr/tilenet/plan/0"] != before["some/m.zarr/tilenet/plan/0"]
-    assert cli("predict", source, "-o", OUT, *flags, "--overwrite").code == 0
-    assert content(bucket) == before
 
 
 def test_a_mask_there_is_verified(bucket, cli, models, source, tmp_path):
@@ -217,6 +215,11 @@ def test_what_cannot_be_written_elsewhere(out, more, what, cli, source):
     done = cli("predict", source, "-o", out, *more)
     assert done.code == 2
     assert what in done.err
+
+
+def test_the_input_is_not_overwritten(cli):
+    done = cli("predict", OUT, "-o", OUT, "--allow-remote", "--overwrite")
+    assert (done.code, "it is the input" in done.err) == (2, True)
 
 
 def test_several_masks_go_to_disks(cli, source, tmp_path):

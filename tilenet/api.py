@@ -285,6 +285,8 @@ def _remote_output(
             out,
             "write to a disk",
         )
+    if str(inputs[0]).rstrip("/") == str(out):
+        raise UsageError("it is the input", out, "choose another --out")
     return RemoteOutput(out, config.scratch)
 
 

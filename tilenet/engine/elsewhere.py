@@ -171,6 +171,8 @@ class RemoteOutput:
                 done = self._take_up(plan, lease)
                 with Mirror(self._objects, self._name, self._run, lease, done) as mirror:
                     yield mirror
+                if mirror.finished:
+                    self._clear_run(lease)
             if mirror.finished:
                 remove_run_folder(self._folder)
 
@@ -214,7 +216,7 @@ class RemoteOutput:
             place = f"{self._name}/{seal_path(3 if zarr_format == 3 else 2)}"
             found = self._objects.get(place, _MOST)
             seal = None if found is None else Seal.decode(found.data)
-            if seal is None:
+            if seal is None or "plan" not in seal.documents:
                 raise OutputError(
                     "the output exists and is not tilenet's", self.place, "choose another --out"
                 )
@@ -252,11 +254,12 @@ class RemoteOutput:
             self._objects.delete([f"{self._name}/{root}"])
         self._remove(self._name, lease)
         self._clear_run(lease)
-        self._objects.delete([f"{self._run}/{_CLEARING}"])
 
     def _clear_run(self, lease: Lease) -> None:
+        """Remove what a run keeps beside the mask, but for its owner."""
         self._remove(f"{self._run}/blocks", lease)
         self._objects.delete([f"{self._run}/{PLAN}"])
+        self._objects.delete([f"{self._run}/{_CLEARING}"])
 
     def _remove(self, folder: str, lease: Lease) -> None:
         for some in batched(self._objects.sizes(folder), 1000):

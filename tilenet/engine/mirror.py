@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from itertools import batched
 from pathlib import Path
 from types import TracebackType
 
@@ -22,7 +21,6 @@ __all__ = ["Mirror"]
 
 _THREADS = 8
 _WAITING = 32  # blocks that wait for a thread, before the run waits for them
-_DELETED = 1000
 
 
 class Mirror:
@@ -38,6 +36,11 @@ class Mirror:
         Asked before anything is written.
     done : set of int
         Blocks that are there.
+
+    Attributes
+    ----------
+    finished : bool
+        The mask there is complete.
     """
 
     def __init__(self, objects: Objects, name: str, run: str, lease: Lease, done: set[int]) -> None:
@@ -86,7 +89,7 @@ class Mirror:
             self._running.discard(future)
 
     def finish(self, root: Path, zarr_format: ZarrFormat) -> None:
-        """Send what is left of a finished store, its root last, and remove the run's objects.
+        """Send what is left of a finished store, its root last.
 
         Raises
         ------
@@ -111,14 +114,7 @@ class Mirror:
             tops
         ):  # the one by which `RemoteOutput` knows a finished mask comes last
             self._put(root, path, seal.files[path])
-        self.clear_run()
         self.finished = True
-
-    def clear_run(self) -> None:
-        """Remove the run's objects, but for its owner."""
-        for keys in batched(self._objects.sizes(f"{self._run}/blocks"), _DELETED):
-            self._objects.delete(key for key, _ in keys)
-        self._objects.delete([f"{self._run}/plan.json"])
 
     def _submit(self, work: Callable[[], None]) -> None:
         for future in [one for one in self._running if one.done()]:
