@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import batched
 from pathlib import Path
 from typing import Any
@@ -42,11 +46,39 @@ _MAX_COMPILED = 8  # tile shapes kept compiled; a folder of images has few
 _SMALL_TILE, _MOST_STREAMS = 1 << 18, 4  # pixels; each stream holds its own activations
 
 
+def _try_onnx(path: Path) -> None:
+    """Raise ModelError if reading a file ends the process, as damaged ones can; once for each file.
+
+    Another process tries it: nothing in this one would survive.
+    """
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    mark = cache_folder() / "openvino" / f"{digest}-{ov.__version__.split('-')[0]}.read"
+    if mark.exists():
+        return
+    code = f"from {__name__} import load_onnx; import sys; load_onnx(sys.argv[1])"
+    line = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(line, capture_output=True, check=False)  # noqa: S603 - our own
+    if done.returncode < 0:
+        raise ModelError("OpenVINO breaks down over it", path, "export it again")
+    with suppress(OSError):  # the next run tries it again
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+
+
+def load_onnx(path: str) -> ov.Model:
+    """Return a network as OpenVINO reads it, whatever it is."""
+    # Core.read_model would try every format it knows, which log what they dislike.
+    onnx = FrontEndManager().load_by_framework("onnx")
+    return onnx.convert(onnx.load(path))
+
+
 def _read_onnx(path: Path) -> ov.Model:
     try:
-        # Core.read_model would try every format it knows, which log what they dislike.
-        onnx = FrontEndManager().load_by_framework("onnx")
-        model = onnx.convert(onnx.load(str(path)))
+        _try_onnx(path)
+        model = load_onnx(str(path))
+    except ModelError:
+        raise
     except Exception as error:  # OpenVINO's failures have no other class in common
         raise blame(
             ModelError(f"OpenVINO cannot read it: {error}", path, "export it again")

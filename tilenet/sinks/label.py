@@ -67,7 +67,7 @@ def read_image(root: Path) -> Image:
         attributes = _attributes(root, zarr_format)
         multiscale = attributes["multiscales"][0]
         version = attributes["version"] if zarr_format == 3 else multiscale.get("version", "0.4")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(
             "no OME-Zarr image", root, "name the group that has `multiscales`, perhaps IMAGE/0"
         ) from error
@@ -76,7 +76,7 @@ def read_image(root: Path) -> Image:
     try:
         _listed(root / _LABELS, zarr_format)
         return _image(root, zarr_format, multiscale)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(
             f"the OME-Zarr metadata cannot be right ({type(error).__name__}: {error})",
             root,
@@ -109,7 +109,7 @@ def is_listed(out: Path) -> bool:
     """Return whether the label at `out` is in its image's list."""
     try:
         return out.name in _listed(out.parent, _format(out))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError):
         return False
 
 

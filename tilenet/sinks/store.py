@@ -33,9 +33,9 @@ from tilenet.sinks.spec import ArrayLayout, MaskSpec
 __all__ = ["MaskStore", "StoredChunk", "documents", "open_store"]
 
 
-_UNREADABLE = (
+_UNREADABLE = (OverflowError,
     RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, zlib.error,
-    FileNotFoundError, RecursionError,
+    FileNotFoundError, OverflowError, RecursionError,
 )  # fmt: skip
 """What zarr and its codecs raise where metadata or a chunk is damaged."""
 
@@ -255,7 +255,7 @@ def open_store(root: Path) -> MaskStore:
         if ours["schema"] != SCHEMA:
             raise InputError(f"mask of schema {ours['schema']}", root, "update tilenet")
         return MaskStore(root, MaskSpec.from_dict(ours["spec"]))
-    except (OSError, KeyError, TypeError, ValueError, RecursionError) as err:
+    except (OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as err:
         raise InputError("not a mask made by tilenet", root, "give the folder of a mask") from err
 
 

@@ -94,6 +94,17 @@ def _check_dtype(dtype: str, path: str) -> None:
         )
 
 
+def _check_codec(number: int, path: str) -> None:
+    """Raise InputError for a codec that nobody here has: tifffile would give zeros."""
+    from tifffile import TIFF
+
+    try:
+        TIFF.DECOMPRESSORS[number]
+    except KeyError as error:
+        raise InputError(f"nothing here decodes codec {int(number)}", path, "convert it") \
+            from error  # fmt: skip
+
+
 def _native_block(series: Any, path: str, axes: str, level: int) -> tuple[int, int]:
     page = series.levels[level].keyframe
     height, width = page.chunks[:2] if page.planarconfig == 1 else page.chunks[-2:]
@@ -128,6 +139,7 @@ def find(path: str, view: View, *, checked: bool = True) -> Found:
 
 def _find(path: str, file: Any, view: View, *, checked: bool) -> Found:
     series = file.series[0]
+    _check_codec(series.keyframe.compression, path)
     axes, shape = _axes(series, path), series.shape
     count = band_count(axes, shape)
     every, names = tuple(range(1, count + 1)), _names(file, count)
