@@ -6,7 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -413,6 +415,38 @@ def test_the_same_scratch_takes_over_at_once(bucket):
         with pytest.raises(OutputError, match="taken over"):
             first.check()
     first.__exit__(None, None, None)
+
+
+def test_a_store_without_conditions_is_refused(monkeypatch):
+    class Careless(BaseHTTPRequestHandler):
+        def do_PUT(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer(b"")
+
+        def do_POST(self):  # how objects are deleted
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer(b"<DeleteResult><Deleted><Key>k</Key></Deleted></DeleteResult>")
+
+        def answer(self, body):
+            self.send_response(200)
+            self.send_header("ETag", '"same"')
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Careless) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        for name, value in {
+            "AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b",
+        }.items():  # fmt: skip
+            monkeypatch.setenv(name, value)
+        with pytest.raises(OutputError, match="does not heed If-None-Match"):
+            lease("a").__enter__()
+        server.shutdown()
 
 
 def test_a_run_stops_where_it_is_taken_over(bucket, models, source, tmp_path):
