@@ -121,7 +121,7 @@ def expected(source, models, tmp_path_factory):
 )
 def test_the_objects_are_the_files_of_a_local_run(options, bucket, source, models, tmp_path):
     config = configured(models, tmp_path, **options)
-    local = config.model_copy(update={"scratch": None})
+    local = config.model_copy(update={"scratch": None, "allow_remote": False})
     here = predict([source], tmp_path / "m.zarr", local).runs[0].as_dict()
     there = predict([source], OUT, config).runs[0].as_dict()
     assert content(bucket) == files(tmp_path / "m.zarr")

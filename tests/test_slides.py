@@ -332,3 +332,24 @@ def test_planes_and_resolutions_on_the_command_line(tmp_path, cli):
     found = json.loads(done.out)
     assert (found["height"], found["width"]) == (100, 110)
     assert Path(found["output"]).name == "m.png"
+
+
+def test_a_pyramid_of_nobodys_is_read_at_the_level_that_fits(tmp_path):
+    """Four levels, as OpenSlide's boxes.tiff has them; GDAL reads it, and no level by mistake."""
+    path = write_tif(tmp_path / "boxes.tif", PICTURE, block=64, levels=(2, 4, 8))
+    assert open_raster(path).info.levels == ((600, 500), (300, 250), (150, 125), (75, 63))
+    view = View(source_mpp=0.25, mpp=1.0)
+    info = open_raster(path, view).info
+    assert (info.level, info.resampling, info.georeference.mpp) == (2, None, (1.0, 1.0))
+    between = open_raster(path, View(source_mpp=0.25, mpp=0.8)).info
+    assert (between.level, between.height, between.width) == (1, 188, 156)
+    with pytest.raises(InputError, match="levels 0 to 3"):
+        open_raster(path, View(level=4))
+
+
+def test_the_mask_of_an_ome_tiff_loses_both_endings(tmp_path, cli):
+    (tmp_path / "in").mkdir()
+    write_ome(tmp_path / "in" / "a.ome.tif", PICTURE, "CYX")
+    model = identity(tmp_path / "m.onnx")
+    assert cli("predict", tmp_path / "in", "--out", tmp_path / "out", "--model", model).code == 0
+    assert (tmp_path / "out" / "a.png").is_file()

@@ -36,7 +36,7 @@ def recipe_of(plan: Plan) -> dict[str, Any]:
     bundled = weights.is_relative_to(BUNDLED)
     return {
         "input": without_secrets(plan.raster.path),
-        "view": asdict(plan.raster.view),
+        "view": _portable(plan.raster.view),
         "model": {
             "kind": plan.model.kind,
             "weights": f"{_HOME}{weights.relative_to(BUNDLED)}" if bundled else str(weights),
@@ -87,17 +87,22 @@ def lattice_of(document: dict[str, Any]) -> Lattice:
     return Lattice(rows, cols)
 
 
+def _portable(view: View) -> dict[str, Any]:
+    """Return a view as plain values, without what its user was allowed to do."""
+    return {key: value for key, value in asdict(view).items() if key != "allow_remote"}
+
+
 def view_of(recipe: dict[str, Any]) -> View:
     """Return how the raster was looked at."""
     kept = recipe["view"]
-    bands, like = kept["bands"], kept.get("like")
+    bands, like = kept["bands"], kept["like"]
     return View(
         **kept | {
             "bands": None if bands is None else tuple(bands),
             "like": like and Grid(**like | {"transform": tuple(like["transform"])}),
             "allow_remote": False,  # a mask from a stranger must not make us use the network
-            "mosaic": tuple(kept.get("mosaic", ())),
-            "trained_bands": tuple(kept.get("trained_bands", ())),
+            "mosaic": tuple(kept["mosaic"]),
+            "trained_bands": tuple(kept["trained_bands"]),
             "plane": tuple((axis, index) for axis, index in kept["plane"]),
         }
     )  # fmt: skip

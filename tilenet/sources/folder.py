@@ -43,7 +43,7 @@ class Input:
 def _stem(path: Path) -> Path:
     """Return a path without its ending, which OME's files have two of."""
     name = path.name
-    for ending in (".ome.zarr", ".zarr"):
+    for ending in (".ome.zarr", ".zarr", ".ome.tif", ".ome.tiff"):
         if name.lower().endswith(ending) and len(name) > len(ending):
             return path.with_name(name[: -len(ending)])
     return path.with_suffix("")

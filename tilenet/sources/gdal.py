@@ -39,6 +39,7 @@ CACHE_BYTES = 32 << 20
 """Of decoded pixels, in GDAL."""
 _MAX_BANDS = 4096
 _MPP = (0.02, 20.0)
+_NUMPY = {"complex_int16": "complex64"}  # a kind of pixel that numpy does not have
 _MAX_NATIVE_BLOCK_BYTES = 64 << 20
 
 
@@ -240,7 +241,9 @@ def find(path: str, dataset: Any, view: View, *, checked: bool) -> Found:
         bands=bands,
         count=dataset.count,
         names=names,
-        stored_dtype=str(np.result_type(*(dtypes[b - 1] for b in bands))),
+        stored_dtype=str(
+            np.result_type(*(_NUMPY.get(n, n) for n in (dtypes[b - 1] for b in bands)))
+        ),
         levels=_levels(path, dataset, elsewhere=elsewhere),
         nodata=tuple(nodata[b - 1] for b in bands),
         validity=validity_of(dataset, bands),
