@@ -64,7 +64,7 @@ bench-training: $(READY) ## train on real data: DATA=folder of data sets, WEIGHT
 	$(BIN)/python tests/benchmarks/training.py "$(DATA)" "$(WEIGHTS)"
 
 .PHONY: fault fault-long
-fault: $(READY) ## break runs in every way we know and compare with undisturbed ones (a quarter of an hour)
+fault: $(READY) ## break runs in every way we know and compare with undisturbed ones (ten minutes)
 	$(BIN)/python tests/fault
 
 fault-long: $(READY) ## the same, hundreds of times (hours)
