@@ -20,6 +20,7 @@ import rasterio
 import xarray as xr
 import zarr
 from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import Affine
 
@@ -216,7 +217,11 @@ def read_openslide(path, ask):
     with openslide.OpenSlide(path) as slide, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with rasterio.open(path) as src:
-            colours = {colour[:3]: number for number, colour in src.colormap(1).items()}
+            grey = src.colorinterp[0] is not ColorInterp.palette
+            colours = (
+                {(number,) * 3: number for number in range(256)} if grey
+                else {colour[:3]: number for number, colour in src.colormap(1).items()}
+            )  # fmt: skip
         sides = [slide.properties.get(f"openslide.mpp-{axis}") for axis in "yx"]
         mpp = None if None in sides else tuple(map(float, sides))
 
@@ -225,7 +230,7 @@ def read_openslide(path, ask):
             return colours.get(colour[:3], -1)
 
         transform = None if mpp is None else Affine.scale(mpp[1], mpp[0])
-        return _answers(read, ask, transform, mpp=mpp, ids=False)
+        return _answers(read, ask, transform, mpp=mpp, ids=grey)
 
 
 def read_rio_cogeo(path, ask):
@@ -272,7 +277,7 @@ def read_pillow(path, ask):
 
     with Image.open(path) as image:
         mask, mpp, transform = np.asarray(image), None, None
-        assert image.mode == "P"
+        assert image.mode in ("P", "L")
         if "dpi" in image.info:
             mpp = tuple(25400 / float(dots) for dots in image.info["dpi"][::-1])
             transform = Affine.scale(mpp[1], mpp[0])

@@ -54,7 +54,8 @@ FACTS: Mapping[str, Misses] = {
     "cog-south-up": {**_each(_TIFF), **_PICTURE},
     "cog-rotated": {**_each(_TIFF), **_PICTURE, "rio-cogeo": ("place",)},
     "ometiff-slide": {
-        **_each(("rioxarray", "rasterio", *_SYSTEM, "tifffile")), "QGIS 3.22": ("pixel size",)
+        **_each(("rioxarray", "rasterio", *_SYSTEM, "OpenSlide", "tifffile", "Pillow")),
+        "QGIS 3.22": ("pixel size",),
     },
     "png": _each(("rioxarray", "rasterio", *_SYSTEM, "Pillow")),
 }  # fmt: skip
