@@ -207,7 +207,7 @@ def test_a_server_that_does_not_answer_is_no_damage(bucket, tmp_path, monkeypatc
     assert np.array_equal(raster.read(window, np.zeros(3))[0], PIXELS)
     monkeypatch.setattr(sources_bucket, "_RETRIES", 0)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    raster._idle[0]._keys._store = sources_bucket.open_objects(RemoteName("s3://bucket/a.zarr"))
+    raster._idle[0]._keys.objects = sources_bucket.open_objects(RemoteName("s3://bucket/a.zarr"))
     with pytest.raises(ResourceError, match="does not answer"):
         raster.read(window, np.zeros(3), damaged)
     assert damaged == []

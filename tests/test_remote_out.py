@@ -457,7 +457,7 @@ def test_a_run_stops_where_it_is_taken_over(bucket, models, source, tmp_path):
             obstore.put(bucket, f"{RUN}/owner", b'{"nonce": "x"}')
 
     place = RemoteOutput(RemoteName(OUT), tmp_path / "scratch", interval=0.05)
-    [found] = find_inputs([source], tmp_path / "x")
+    found = find_inputs([source], tmp_path / "x")
     with pytest.raises(OutputError, match="taken over"):
         _predict_remote(found, place, configured(models, tmp_path), progress)
     left = content(bucket)
