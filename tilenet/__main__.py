@@ -3,6 +3,9 @@
 import signal
 import sys
 
+_STOPPED = 128
+"""Exit codes from here on say which signal ended a run: another one may end it at once."""
+
 
 def main() -> None:
     """Run the command line and exit with its code."""
@@ -13,7 +16,12 @@ def main() -> None:
     forget_drivers()
     from tilenet.cli import run
 
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if code < _STOPPED:
+        # What is done is done: a signal while Python ends must not make a failure of it.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
 
 
 if __name__ == "__main__":
