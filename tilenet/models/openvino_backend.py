@@ -54,8 +54,9 @@ def _try_onnx(path: Path) -> None:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     mark = cache_folder() / "openvino" / f"{digest}-{ov.__version__.split('-')[0]}.read"
-    if mark.exists():
-        return
+    with suppress(OSError):  # somebody else's cache
+        if mark.exists():
+            return
     code = f"from {__name__} import load_onnx; import sys; load_onnx(sys.argv[1])"
     line = [sys.executable, "-c", code, str(path)]
     done = subprocess.run(line, capture_output=True, check=False)  # noqa: S603 - our own
