@@ -54,15 +54,15 @@ def _try_onnx(path: Path) -> None:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     mark = cache_folder() / "openvino" / f"{digest}-{ov.__version__.split('-')[0]}.read"
-    with suppress(OSError):  # somebody else's cache
-        if mark.exists():
-            return
     code = f"from {__name__} import load_onnx; import sys; load_onnx(sys.argv[1])"
     line = [sys.executable, "-c", code, str(path)]
-    done = subprocess.run(line, capture_output=True, check=False)  # noqa: S603 - our own
-    if done.returncode < 0:
-        raise ModelError("OpenVINO breaks down over it", path, "export it again")
-    with suppress(OSError):  # the next run tries it again
+    # A cache that is somebody else's, or no right to start a process: it is read untried.
+    with suppress(OSError):
+        if mark.exists():
+            return
+        done = subprocess.run(line, capture_output=True, check=False)  # noqa: S603 - our own
+        if done.returncode < 0:
+            raise ModelError("OpenVINO breaks down over it", path, "export it again")
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
 
