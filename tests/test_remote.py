@@ -13,6 +13,7 @@ import obstore
 import pytest
 import stores
 import zarr
+from buckets import connect_empty
 from rasters import picture, write_tif
 
 from tilenet.api import predict
@@ -60,19 +61,7 @@ def _wait_for(port, process):
 @pytest.fixture
 def bucket(server, monkeypatch):
     """Return an empty bucket as obstore sees it; the environment leads to it."""
-    import obstore
-    from obstore.store import HTTPStore, S3Store
-
-    for name, value in {
-        "AWS_ENDPOINT_URL": server, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b",
-        "AWS_REGION": "us-east-1",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    plain = {"allow_http": True}
-    obstore.put(HTTPStore.from_url(server, client_options=plain), "bucket", b"")
-    store = S3Store("bucket", endpoint=server, client_options=plain)
-    obstore.delete(store, [one["path"] for one in obstore.list(store).collect()])
-    return store
+    return connect_empty(server, monkeypatch)
 
 
 def upload(bucket, folder, prefix=""):

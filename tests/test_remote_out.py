@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import stores
 import zarr
+from buckets import connect, connect_empty
 from rasters import picture, write_tif
 
 from tilenet.api import _plan_of, _predict_remote, _request, _run_one, estimate, predict
@@ -47,28 +48,10 @@ def server():
     server.stop()
 
 
-def connect(server, monkeypatch):
-    import obstore
-    from obstore.store import HTTPStore, S3Store
-
-    for name, value in {
-        "AWS_ENDPOINT_URL": server, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b",
-        "AWS_REGION": "us-east-1",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    plain = {"allow_http": True}
-    obstore.put(HTTPStore.from_url(server, client_options=plain), "bucket", b"")
-    return S3Store("bucket", endpoint=server, client_options=plain)
-
-
 @pytest.fixture
 def bucket(server, monkeypatch):
     """Return an empty bucket as obstore sees it; the environment leads to it."""
-    import obstore
-
-    store = connect(server, monkeypatch)
-    obstore.delete(store, [one["path"] for one in obstore.list(store).collect()])
-    return store
+    return connect_empty(server, monkeypatch)
 
 
 def content(bucket):
