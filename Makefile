@@ -69,3 +69,15 @@ fault: $(READY) ## break runs in every way we know and compare with undisturbed 
 
 fault-long: $(READY) ## the same, hundreds of times (hours)
 	$(BIN)/python tests/fault --long
+
+.PHONY: slurm images workflows
+slurm: $(READY) ## run the SLURM workflows on a real SLURM of this machine (Debian, as root)
+	tests/slurm/cluster.sh install
+	$(BIN)/python -m pytest tests/test_slurm.py
+
+images: $(READY) ## build docker/ with a real Docker, run the images and compose.yaml (Debian, as root; 20 GB)
+	tests/images/docker.sh install
+	TILENET_IMAGES=bench/images $(BIN)/python -m pytest tests/test_images.py
+
+workflows: $(READY) ## run the Airflow and Prefect flows, and lint what needs more tools, installed apart
+	UV=$(UV) TILENET_FLOWS=bench/flows $(BIN)/python -m pytest tests/test_workflows.py tests/test_flows.py

@@ -1,0 +1,143 @@
+"""SLURM for real: array, Dask and training jobs of `workflows/slurm`, stopped and resubmitted."""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from slurm_cluster import Slurm, cluster_script, environment_of
+
+from tilenet.api import predict
+from tilenet.config import PredictConfig
+
+SLIDE = Path(__file__).parents[1] / "examples" / "images" / "CMU-1-Small-Region.svs"
+FINE = ("--precision", "fp32", "--tile", 256, "--overlap", 64, "--block", 768)
+
+pytestmark = [
+    pytest.mark.skipif(
+        not all(map(shutil.which, ("sbatch", "srun", "slurmctld", "slurmd", "munged"))),
+        reason="no SLURM here: `make slurm` installs it (Debian, as root)",
+    ),
+    pytest.mark.skipif(os.geteuid() != 0, reason="SLURM's daemons are started as root"),
+    pytest.mark.timeout(600),
+]
+
+
+@pytest.fixture(scope="module")
+def slurm(environment):
+    # Not pytest's folder: munge's own user must reach it.
+    folder = Path(tempfile.mkdtemp(prefix="tilenet-slurm-"))
+    folder.chmod(0o755)
+    cluster_script("start", folder)
+    yield Slurm(environment_of(folder, environment, Path(sys.executable).parent))
+    cluster_script("stop", folder)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """Return the files of the mask that a local run makes."""
+    out = tmp_path_factory.mktemp("local") / "mask.zarr"
+    predict([SLIDE], out, PredictConfig(precision="fp32", tile=256, overlap=64, block=768))
+    return contents(out)
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def begun(out, seconds=120):
+    """Wait until a block of an unfinished mask is journaled."""
+    folder, end = out.with_name(f".{out.name}.tilenet"), time.monotonic() + seconds
+    while not any(p.stat().st_size for p in folder.rglob("journal*")):
+        assert time.monotonic() < end, "nothing has begun"
+        time.sleep(0.05)
+
+
+def summary(job):
+    """Return the JSON that ends a log."""
+    return json.loads(job.log[job.log.rindex('{"output"') :])
+
+
+def test_an_array_gives_the_local_bytes(slurm, local, tmp_path):
+    out = tmp_path / "mask.zarr"
+    job = slurm.submit(tmp_path, "array.sbatch", SLIDE, "--out", out, *FINE)
+    jobs = slurm.wait(job)
+    assert [(one.state, one.code) for one in jobs] == [("COMPLETED", 0)] * 4, jobs
+    parts = [summary(one) for one in jobs]
+    assert sorted(part["complete"] for part in parts) == [False, False, False, True]
+    assert contents(out) == local
+
+
+def test_an_array_that_is_cancelled_and_submitted_again(slurm, local, tmp_path):
+    out = tmp_path / "mask.zarr"
+    line = ("array.sbatch", SLIDE, "--out", out, *FINE)
+    job = slurm.submit(tmp_path, *line)
+    begun(out)
+    slurm.call("scancel", job)
+    assert "CANCELLED" in {one.state for one in slurm.wait(job)}
+    assert not out.exists()
+    jobs = slurm.wait(slurm.submit(tmp_path, *line))
+    assert {one.state for one in jobs} == {"COMPLETED"}, jobs
+    assert sum(summary(one)["blocks_resumed"] for one in jobs)
+    assert contents(out) == local
+
+
+def test_a_part_whose_time_is_up_goes_on_by_itself(slurm, local, tmp_path):
+    """SLURM sends what `--signal=TERM@120` asks for; the script puts the job back."""
+    out = tmp_path / "mask.zarr"
+    job = slurm.submit(tmp_path, "array.sbatch", SLIDE, "--out", out, *FINE)
+    begun(out)
+    slurm.call("scancel", "--signal=TERM", f"{job}_0")
+    jobs = slurm.wait(job)
+    assert [(one.state, one.code) for one in jobs] == [("COMPLETED", 0)] * 4, jobs
+    assert sum(one.restarts for one in jobs) == 1
+    assert sum("exit code 143: once more" in one.log for one in jobs) == 1
+    assert contents(out) == local
+
+
+def test_what_a_rerun_does_not_mend_is_not_tried_again(slurm, tmp_path):
+    broken = tmp_path / "broken.tif"
+    broken.write_bytes(b"II*\0broken")
+    line = ("array.sbatch", broken, "--out", tmp_path / "mask.zarr")
+    [job] = slurm.wait(slurm.submit(tmp_path, *line, options=["--array=0-0"]))
+    assert (job.state, job.code, job.restarts) == ("FAILED", 3, 0), job
+
+
+def test_a_broken_one_of_many_is_a_warning(slurm, tmp_path):
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    shutil.copy(SLIDE.with_name("fluorescence.png"), slides)
+    (slides / "broken.tif").write_bytes(b"II*\0broken")
+    line = ("array.sbatch", slides, "--out", tmp_path / "masks")
+    jobs = slurm.wait(slurm.submit(tmp_path, *line, options=["--array=1-2"]))
+    assert [(one.state, one.code) for one in jobs] == [("COMPLETED", 0)] * 2, jobs
+    assert sum("warning: some inputs failed" in one.log for one in jobs) == 1
+    assert (tmp_path / "masks" / "fluorescence.png").is_file()
+
+
+def test_workers_that_slurm_starts_give_the_local_bytes(slurm, local, tmp_path):
+    out = tmp_path / "mask.zarr"
+    [job] = slurm.wait(slurm.submit(tmp_path, "dask.sbatch", SLIDE, "--out", out, *FINE))
+    assert (job.state, job.code) == ("COMPLETED", 0), job
+    assert contents(out) == local
+    assert all(one.state != "RUNNING" for one in slurm.jobs())
+
+
+def test_a_dask_run_that_is_cancelled_and_submitted_again(slurm, local, tmp_path):
+    out = tmp_path / "mask.zarr"
+    line = ("dask.sbatch", SLIDE, "--out", out, *FINE)
+    job = slurm.submit(tmp_path, *line)
+    begun(out)
+    slurm.call("scancel", job)
+    [ended] = slurm.wait(job)
+    assert ended.state == "CANCELLED", ended
+    assert not out.exists()
+    [job] = slurm.wait(slurm.submit(tmp_path, *line))
+    assert (job.state, job.code) == ("COMPLETED", 0), job
+    assert summary(job)["blocks_resumed"]
+    assert contents(out) == local
