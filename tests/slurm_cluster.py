@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import time
 from dataclasses import dataclass
@@ -14,8 +15,14 @@ _ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
 
 
 def cluster_script(*arguments):
-    """Run `cluster.sh`; raises with what it says if it fails."""
-    done = subprocess.run([SCRIPT, *arguments], capture_output=True, text=True, check=False)
+    """Run `cluster.sh` on ports that are free; raises with what it says if it fails."""
+    with socket.socket() as one, socket.socket() as two:
+        one.bind(("127.0.0.1", 0))
+        two.bind(("127.0.0.1", 0))
+        ports = {"CTLD_PORT": str(one.getsockname()[1]), "NODE_PORT": str(two.getsockname()[1])}
+    done = subprocess.run(
+        [SCRIPT, *arguments], env=os.environ | ports, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise RuntimeError(done.stderr)
 

@@ -15,7 +15,7 @@ from tilenet.api import predict
 from tilenet.config import PredictConfig
 
 SLIDE = Path(__file__).parents[1] / "examples" / "images" / "CMU-1-Small-Region.svs"
-FINE = ("--precision", "fp32", "--tile", 256, "--overlap", 64, "--block", 768)
+FINE = ("--tile", 256, "--overlap", 64, "--block", 768)
 
 pytestmark = [
     pytest.mark.skipif(
@@ -32,17 +32,19 @@ def slurm(environment):
     # Not pytest's folder: munge's own user must reach it.
     folder = Path(tempfile.mkdtemp(prefix="tilenet-slurm-"))
     folder.chmod(0o755)
-    cluster_script("start", folder)
-    yield Slurm(environment_of(folder, environment, Path(sys.executable).parent))
-    cluster_script("stop", folder)
-    shutil.rmtree(folder)
+    try:
+        cluster_script("start", folder)
+        yield Slurm(environment_of(folder, environment, Path(sys.executable).parent))
+    finally:
+        cluster_script("stop", folder)
+        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory):
     """Return the files of the mask that a local run makes."""
     out = tmp_path_factory.mktemp("local") / "mask.zarr"
-    predict([SLIDE], out, PredictConfig(precision="fp32", tile=256, overlap=64, block=768))
+    predict([SLIDE], out, PredictConfig(tile=256, overlap=64, block=768))
     return contents(out)
 
 
@@ -59,8 +61,8 @@ def begun(out, seconds=120):
 
 
 def summary(job):
-    """Return the JSON that ends a log."""
-    return json.loads(job.log[job.log.rindex('{"output"') :])
+    """Return the last JSON document in a log."""
+    return json.JSONDecoder().raw_decode(job.log, job.log.rindex('{\n "output"'))[0]
 
 
 def test_an_array_gives_the_local_bytes(slurm, local, tmp_path):
@@ -69,7 +71,8 @@ def test_an_array_gives_the_local_bytes(slurm, local, tmp_path):
     jobs = slurm.wait(job)
     assert [(one.state, one.code) for one in jobs] == [("COMPLETED", 0)] * 4, jobs
     parts = [summary(one) for one in jobs]
-    assert sorted(part["complete"] for part in parts) == [False, False, False, True]
+    assert any(part["complete"] for part in parts)
+    assert all(0 < part["tiles_forwarded"] < part["tiles"] // 2 for part in parts), parts
     assert contents(out) == local
 
 

@@ -110,7 +110,7 @@ def test_nightly_does_not_try_again_what_stays_broken(shell, inputs, tmp_path):
 def test_nightly_goes_on_with_a_run_that_was_stopped(environment, tmp_path):
     path = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     line = [FLOWS / "cron" / "nightly.sh", IMAGE.with_name("CMU-1-Small-Region.svs"), "--out"]
-    line += ["mask.zarr", "--precision", "fp32", "--tile", "256", "--block", "768"]
+    line += ["mask.zarr", "--tile", "256", "--block", "768"]
     with subprocess.Popen(
         line, env={**environment, "PATH": path, "WAIT": "0"}, cwd=tmp_path, text=True,
         stderr=subprocess.PIPE,

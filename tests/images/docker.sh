@@ -24,7 +24,8 @@ install_docker() {
 }
 
 alive() {
-    [[ -s $1/pid ]] && kill -0 "$(<"$1/pid")" 2>/dev/null
+    [[ -s $1/pid ]] &&
+        grep --quiet '^State:[[:space:]]*[^Z[:space:]]' "/proc/$(<"$1/pid")/status" 2>/dev/null
 }
 
 start() {

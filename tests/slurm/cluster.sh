@@ -38,8 +38,8 @@ configure() {
 ClusterName=tilenet
 SlurmctldHost=$host(127.0.0.1)
 SlurmUser=root
-SlurmctldPort=${PORT:-26817}
-SlurmdPort=$((${PORT:-26817} + 1))
+SlurmctldPort=${CTLD_PORT:-26817}
+SlurmdPort=${NODE_PORT:-26818}
 SlurmctldPidFile=$folder/slurmctld.pid
 SlurmdPidFile=$folder/slurmd.pid
 SlurmctldLogFile=$folder/log/slurmctld
@@ -67,8 +67,8 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 END
 }
 
-alive() { # PIDFILE: whether the process that wrote it runs
-    [[ -s $1 ]] && kill -0 "$(<"$1")" 2>/dev/null
+alive() { # PIDFILE: whether the process that wrote it runs (and is no zombie that nobody waits for)
+    [[ -s $1 ]] && grep --quiet '^State:[[:space:]]*[^Z[:space:]]' "/proc/$(<"$1")/status" 2>/dev/null
 }
 
 start() {
