@@ -32,6 +32,7 @@ class Job:
     """What SLURM says of one job, or of one task of an array."""
 
     id: str
+    name: str
     state: str
     code: int
     restarts: int
@@ -72,18 +73,21 @@ class Slurm:
         ).splitlines():
             values = dict(re.findall(r"(\w+)=(\S*)", line))
             if values.get("ArrayTaskId", "0").isdigit():
-                code = int(values["ExitCode"].partition(":")[0])
-                name = values["JobId"]
                 log = Path(values["StdOut"])
-                text = log.read_text() if log.is_file() else ""
-                found.append(Job(name, values["JobState"], code, int(values["Restarts"]), text))
+                found.append(
+                    Job(
+                        values["JobId"], values["JobName"], values["JobState"],
+                        int(values["ExitCode"].partition(":")[0]), int(values["Restarts"]),
+                        log.read_text() if log.is_file() else "",
+                    )
+                )  # fmt: skip
         return found
 
     def wait(self, job, seconds=240):
-        """Wait until a job and all its tasks have ended; return them."""
+        """Wait until a job and all its tasks (or several, with commas) have ended; return them."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            jobs = self.jobs(job)
+            jobs = [one for name in job.split(",") for one in self.jobs(name)]
             waiting = self.call("squeue", "--noheader", "--jobs", job)
             if not waiting and all(one.state in _ENDED for one in jobs):
                 return jobs

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from slurm_cluster import Slurm, cluster_script, environment_of
+from slurm_cluster import FLOWS, Slurm, cluster_script, environment_of
 
 from tilenet.api import predict
 from tilenet.config import PredictConfig
@@ -123,24 +123,36 @@ def test_a_broken_one_of_many_is_a_warning(slurm, tmp_path):
     assert (tmp_path / "masks" / "fluorescence.png").is_file()
 
 
-def test_workers_that_slurm_starts_give_the_local_bytes(slurm, local, tmp_path):
-    out = tmp_path / "mask.zarr"
-    [job] = slurm.wait(slurm.submit(tmp_path, "dask.sbatch", SLIDE, "--out", out, *FINE))
-    assert (job.state, job.code) == ("COMPLETED", 0), job
-    assert contents(out) == local
-    assert all(one.state != "RUNNING" for one in slurm.jobs())
+@pytest.fixture
+def workers(tmp_path):
+    """Return the option of sbatch that names the file of workers: the shipped one, two at most."""
+    path, text = tmp_path / "workers.toml", (FLOWS / "workers.toml").read_text()
+    assert "adaptive = [1, 32]" in text
+    path.write_text(text.replace("adaptive = [1, 32]", "adaptive = [1, 2]"))
+    return f"--export=ALL,WORKERS={path}"
 
 
-def test_a_dask_run_that_is_cancelled_and_submitted_again(slurm, local, tmp_path):
+def test_workers_that_slurm_starts_give_the_local_bytes(slurm, local, workers, tmp_path):
     out = tmp_path / "mask.zarr"
     line = ("dask.sbatch", SLIDE, "--out", out, *FINE)
-    job = slurm.submit(tmp_path, *line)
+    [job] = slurm.wait(slurm.submit(tmp_path, *line, options=[workers]))
+    assert (job.state, job.code) == ("COMPLETED", 0), job
+    assert contents(out) == local
+    started = [one for one in slurm.jobs() if "dask-worker" in one.name]
+    assert started
+    slurm.wait(",".join(one.id for one in started), seconds=60)
+
+
+def test_a_dask_run_that_is_cancelled_and_submitted_again(slurm, local, workers, tmp_path):
+    out = tmp_path / "mask.zarr"
+    line = ("dask.sbatch", SLIDE, "--out", out, *FINE)
+    job = slurm.submit(tmp_path, *line, options=[workers])
     begun(out)
     slurm.call("scancel", job)
     [ended] = slurm.wait(job)
     assert ended.state == "CANCELLED", ended
     assert not out.exists()
-    [job] = slurm.wait(slurm.submit(tmp_path, *line))
+    [job] = slurm.wait(slurm.submit(tmp_path, *line, options=[workers]))
     assert (job.state, job.code) == ("COMPLETED", 0), job
     assert summary(job)["blocks_resumed"]
     assert contents(out) == local

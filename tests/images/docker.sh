@@ -57,6 +57,7 @@ base() {
     cp -a "$("$python" -c 'import sys; print(sys.base_prefix)')"/{bin,lib} "$root/usr/local/"
     rm -rf "$root"/usr/local/lib/python3.12/site-packages
     ln -sf python3.12 "$root/usr/local/bin/python"
+    chroot "$root" ldconfig
     chroot "$root" /usr/local/bin/python -m ensurepip --upgrade >/dev/null
     # What this machine needs to reach its package sources.
     for file in /etc/pip.conf /etc/ssl/certs/ca-certificates.crt; do
