@@ -34,7 +34,15 @@ def installed(name, *packages, options=()):
         uv = os.environ.get("UV", "uv")
         subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, folder],
                        check=True)  # fmt: skip
-        line = [uv, "pip", "install", "--quiet", "--python", folder / "bin" / "python"]
+        line = [
+            uv,
+            "pip",
+            "install",
+            "--quiet",
+            "--compile-bytecode",
+            "--python",
+            folder / "bin" / "python",
+        ]
         subprocess.run([*line, *options, *packages], check=True)
         (folder / "ready").touch()
     return folder
@@ -62,9 +70,9 @@ def run(line, environment, folder):
 
 @pytest.fixture
 def prefect(environment, tmp_path):
-    folder = installed("prefect", "prefect>=3.6,<4")
+    folder = installed("prefect", "prefect>=3.6,<4", "fastapi<0.130")
     settings = {"PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "0",
-                "DO_NOT_TRACK": "1"}  # fmt: skip
+                "DO_NOT_TRACK": "1", "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "200"}  # fmt: skip
     path = os.pathsep.join([str(Path(TILENET).parent), environment["PATH"]])
 
     def call(*arguments):
@@ -126,6 +134,7 @@ def test_airflow_imports_it(airflow):
     done = airflow("dags", "list-import-errors", "--output", "json")
     assert done.returncode == 0, done.stderr
     assert "tilenet_predict" not in done.stdout
+    assert airflow("dags", "reserialize").returncode == 0
     listed = airflow("dags", "list", "--output", "json")
     assert "tilenet_predict" in listed.stdout
 

@@ -8,6 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import labelled
 import pytest
 from slurm_cluster import FLOWS, Slurm, cluster_script, environment_of
 
@@ -52,10 +53,10 @@ def contents(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def begun(out, seconds=120):
-    """Wait until a block of an unfinished mask is journaled."""
-    folder, end = out.with_name(f".{out.name}.tilenet"), time.monotonic() + seconds
-    while not any(p.stat().st_size for p in folder.rglob("journal*")):
+def begun(out, *, where=None, name="journal*"):
+    """Wait until a block of an unfinished mask is journaled, or there is something elsewhere."""
+    folder, end = where or out.with_name(f".{out.name}.tilenet"), time.monotonic() + 120
+    while not any(p.stat().st_size for p in folder.rglob(name)):
         assert time.monotonic() < end, "nothing has begun"
         time.sleep(0.05)
 
@@ -151,8 +152,39 @@ def test_a_dask_run_that_is_cancelled_and_submitted_again(slurm, local, workers,
     slurm.call("scancel", job)
     [ended] = slurm.wait(job)
     assert ended.state == "CANCELLED", ended
+    started = [one.id for one in slurm.jobs() if "dask-worker" in one.name]
+    slurm.wait(",".join(started), seconds=90)
     assert not out.exists()
     [job] = slurm.wait(slurm.submit(tmp_path, *line, options=[workers]))
     assert (job.state, job.code) == ("COMPLETED", 0), job
     assert summary(job)["blocks_resumed"]
     assert contents(out) == local
+
+
+TRAIN = (
+    "--arch", "classic-unet", "--set", "options={widths=[4, 8]}", "--tile", 32, "--batch-size", 2,
+    "--epochs", 3, "--steps", 20, "--workers", 0, "--device", "cpu", "--precision", "fp32",
+)  # fmt: skip
+
+
+def test_two_processes_train_and_the_model_makes_a_mask(slurm, tmp_path):
+    data, model, mask = labelled.pairs(tmp_path / "data"), tmp_path / "model", tmp_path / "m.png"
+    image = data / "images" / "i0.png"
+    options = ["--ntasks-per-node=2", f"--export=ALL,PREDICT={image},MASK={mask}"]
+    line = ("train.sbatch", model, data, *TRAIN)
+    job = slurm.submit(tmp_path, *line, options=options)
+    begun(model, where=model / "checkpoints", name="*")
+    slurm.call("scancel", "--signal=TERM", job)
+    [job] = slurm.wait(job)
+    assert (job.state, job.code, job.restarts) == ("COMPLETED", 0, 1), job
+    assert "exit code 143: once more" in job.log
+    assert "resumed at step" in job.log
+    assert json.loads((model / "metrics.json").read_text())["steps"] == 60
+    assert mask.is_file()
+
+
+def test_data_that_do_not_train_are_not_tried_again(slurm, tmp_path):
+    (tmp_path / "data").mkdir()
+    line = ("train.sbatch", tmp_path / "model", tmp_path / "data", *TRAIN)
+    [job] = slurm.wait(slurm.submit(tmp_path, *line, options=["--ntasks-per-node=2"]))
+    assert (job.state, job.code, job.restarts) == ("FAILED", 3, 0), job
