@@ -201,6 +201,29 @@ def test_an_overwrite_that_fails_keeps_the_old_mask(source, model, tmp_path, mon
     assert {p.name: p.read_bytes() for p in tmp_path.glob("x.*")} == before
 
 
+@pytest.mark.parametrize("name", ["x.tif", "x.zarr"])
+@pytest.mark.parametrize("old", [False, True], ids=["new", "overwritten"])
+def test_a_failure_once_the_mask_has_its_name_keeps_it(
+    source, model, tmp_path, monkeypatch, name, old
+):
+    out, options = tmp_path / name, {"probabilities": True, "blend": "hann"}
+    if old:
+        run(source, out, model)
+
+    def fail(folder):
+        if folder == tmp_path and out.exists():
+            raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "sync_directory", fail)
+        with pytest.raises(ResourceError, match="disk reports an error"):
+            run(source, out, model, **options, overwrite=old)
+    again = run(source, out, model, **options)
+    assert again.tiles_forwarded == 0
+    assert np.array_equal(mask_of(out), mask_of(run(source, tmp_path / f"y{name}", model,
+                                                    **options).output))  # fmt: skip
+
+
 def test_overwriting_takes_the_old_probabilities_away(source, model, tmp_path):
     run(source, tmp_path / "x.tif", model, probabilities=True)
     run(source, tmp_path / "x.tif", model, overwrite=True)
