@@ -20,7 +20,7 @@ FLAGS: dict[str, tuple[list[str], tuple[int, ...]]] = {
     "--block": (["0", "-1", "x", "1.5", "", "100", "999999999999999999999"], (2,)),
     "--chunk": (["0", "-1", "x", "1.5", "", "100000"], (2,)),
     "--level": (["-1", "x", "1.5", ""], (2,)),
-    "--bands": (["", "1;2;3", "1,2,", "1 2 3"], (2,)),
+    "--bands": (["", "1;2;3", "1,2,"], (2,)),
     "--threshold": (["nan", "inf", "x", ""], (2,)),
     "--format": (["jpg", "", "ZARR?", "tif "], (2,)),
     "--zarr-format": (["4", "0", "x", ""], (2,)),
@@ -42,6 +42,7 @@ FITTING: dict[str, list[tuple[str, str]]] = {
     "level 7": [("--level", "7")], "band 9": [("--bands", "1,2,9")],
     "band 0": [("--bands", "0,1,2")],
     "band by no name": [("--bands", "x")], "band by a number in text": [("--bands", "1.5")],
+    "bands without commas": [("--bands", "1 2 3")],
     "a band of 2^70": [("--bands", f"1,2,{2**70}")], "band -1": [("--bands", "1,2,-1")],
     "level of 2^70": [("--level", f"{2**70}")],
 }  # fmt: skip

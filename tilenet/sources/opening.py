@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,8 +103,17 @@ def _check_name(name: str) -> None:
         raise InputError("the name is not UTF-8", name, "rename the file")
     if not exists(name):
         raise InputError("no such file", name, "check the path")
-    if not is_store(name) and not is_file(name):
+    if is_store(name):
+        return
+    if not is_file(name):
         raise InputError("not a regular file", name, "give a raster or a folder of rasters")
+    try:
+        with Path(name).open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise InputError(f"cannot be read: {error.strerror}", name, "check the file") from error
 
 
 def _remote(name: RemoteName, view: View, *, checked: bool) -> Raster:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,13 +36,8 @@ def _openslide(path: str) -> Any:
 
 def is_slide(path: str) -> bool:
     """Return whether the first bytes are those of a slide that is no TIFF."""
-    try:
-        with Path(path).open("rb") as file:
-            head = file.read(132)
-    except OSError as error:
-        if error.errno != errno.EIO:
-            raise
-        raise InputError(f"cannot be read: {error.strerror}", path, "check the file") from error
+    with Path(path).open("rb") as file:
+        head = file.read(132)
     dicom, zeiss, zvi = b"DICM", b"ZISRAWFILE", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
     return (
         head[128:132] == dicom
