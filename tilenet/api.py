@@ -19,6 +19,7 @@ from tilenet.engine.large import Copy, run_large
 from tilenet.engine.meter import Meter, Spans
 from tilenet.engine.output import check_output, plan_in_progress
 from tilenet.engine.pack import Job, PackItem, Request, open_job, pack_task, plan_for
+from tilenet.engine.part import run_part
 from tilenet.engine.plan import Plan, choose_tile, format_of
 from tilenet.engine.room import needed_bytes
 from tilenet.engine.run import run_many
@@ -34,6 +35,7 @@ from tilenet.errors import (
 )
 from tilenet.models.session import Setup, choose, cores, network_shape
 from tilenet.models.store import ModelFiles, find_model
+from tilenet.part import Part
 from tilenet.results import Failure, PredictResult, RunResult, run_result
 from tilenet.sinks import label_path, read_image, warnings_for
 from tilenet.sources import Input, RemoteName, find_inputs, grid_of, named
@@ -234,7 +236,40 @@ def _predict_one(
     known = plan_in_progress(out)
     setup = None if known is None else known.setup
     request = _request(config, setup, _scenes(found, config))
-    return _run_one(found[0], out, request, progress)
+    if config.part is None:
+        return _run_one(found[0], out, request, progress)
+    return _run_part(found[0], out, request, config.part, progress)
+
+
+def _run_part(
+    source: Input, out: Path, request: Request, part: Part, progress: Progress
+) -> PredictResult:
+    """Make a part of a mask; of a small one, all of it or nothing."""
+    clock, plan = _Clock(), _plan_of(Job(source.path, out), request)
+    own = part.range_of(plan.lattice.blocks)
+    if plan.lattice.blocks == 1 and own:
+        result = _run_one(source, out, request, progress)
+        return replace(result, runs=tuple(replace(run, part=str(part)) for run in result.runs))
+    _say_notes([plan])
+    _say_plan(plan)
+    _logger.info("part %s: %d of %d blocks", part, len(own), plan.lattice.blocks)
+    total, finished = sum(band.pixels for band in plan.lattice.bands(own)), 0
+
+    def advance(pixels: int) -> None:
+        nonlocal finished
+        finished += pixels
+        progress(finished, total)
+
+    with _executor(request.config, 1) as executor:  # a part needs no cluster, however large it is
+        large = run_part(plan, out, part, executor, advance)
+    if large.meter.nonfinite:
+        _logger.warning("%d scores were not finite and count as 0", large.meter.nonfinite)
+    run = run_result(
+        plan, out, large.done, large.meter, clock.seconds,
+        resumed=large.resumed, part=part, missing=large.missing,
+    )  # fmt: skip
+    _say_bottleneck(run)
+    return _result(run, clock)
 
 
 def _run_one(
@@ -287,6 +322,8 @@ def _remote_output(
         )
     if str(inputs[0]).rstrip("/") == str(out):
         raise UsageError("it is the input", out, "choose another --out")
+    if config.part is not None:
+        raise UsageError("parts of a mask need a disk they share", "--part", "write to a disk")
     return RemoteOutput(out, config.scratch)
 
 
@@ -319,8 +356,17 @@ def _plan_of(job: Job, request: Request) -> Plan:
         return plan_for(raster.info, job, request, named=True)[0]
 
 
-def _jobs(inputs: list[Input], out: Path) -> list[Job]:
-    jobs, names = [], dict[str, Path | RemoteName]()
+def _own(inputs: list[Input], config: PredictConfig) -> list[Input]:
+    """Return the inputs of a part: dealt out by their masks' names, in whatever order they come."""
+    if config.part is None:
+        return inputs
+    own = list(config.part.every(sorted(inputs, key=lambda one: one.stem)))
+    _logger.info("part %s: %d of %d inputs", config.part, len(own), len(inputs))
+    return own
+
+
+def _jobs(inputs: list[Input], out: Path, config: PredictConfig) -> list[Job]:
+    names = dict[str, Path | RemoteName]()
     for source in inputs:
         name = str(source.stem).casefold()
         if name in names:
@@ -330,9 +376,11 @@ def _jobs(inputs: list[Input], out: Path) -> list[Job]:
                 "rename one of them",
             )
         names[name] = source.path
-        # A worker may stand elsewhere.
-        jobs.append(Job(source.path.absolute(), (out / source.stem).absolute()))
-    return jobs
+    # A worker may stand elsewhere.
+    return [
+        Job(source.path.absolute(), (out / source.stem).absolute())
+        for source in _own(inputs, config)
+    ]
 
 
 def _predict_many(
@@ -341,7 +389,7 @@ def _predict_many(
     clock = _Clock()
     if out.exists() and not out.is_dir():
         raise OutputError("the output is a file", out, "give a folder for several inputs")
-    jobs = _jobs(inputs, out)
+    jobs = _jobs(inputs, out, config)
     request = _request(config, None)
     runs: dict[Path | RemoteName, RunResult] = {}
     failed: dict[Path | RemoteName, Failure] = {}
@@ -412,6 +460,11 @@ def _destination(
     """Return where masks go: `out`, or the label's place in an image."""
     if config.scratch is not None and not isinstance(out, RemoteName):
         raise UsageError("only for a mask that goes to s3://…", "--scratch", "leave it out")
+    if config.part is not None and config.overwrite and _is_single(inputs, config):
+        raise UsageError(
+            "parts of one mask would replace each other's work", "--overwrite",
+            "remove the old mask, then run the parts",
+        )  # fmt: skip
     if config.into is None and out is not None:
         return out
     if config.into is None or out is not None:
@@ -478,7 +531,7 @@ def _write_items(
     failed = []
     for run in runs:
         out = Path(run.output)
-        if not (config.stac or has_item(out)):
+        if not run.complete or not (config.stac or has_item(out)):
             continue
         try:
             for note in write_item(out):
@@ -488,6 +541,12 @@ def _write_items(
                 raise
             failed.append(Failure(run.input, error.code, str(error)))
     return failed
+
+
+def _estimate_part(plan: Plan, part: Part) -> dict[str, Any]:
+    own = part.range_of(plan.lattice.blocks)
+    tiles = plan.lattice.tiles_in(own)
+    return {"part": str(part), "part_blocks": len(own), "part_tiles": tiles}
 
 
 def _estimate(plan: Plan, files: ModelFiles) -> dict[str, Any]:
@@ -562,13 +621,15 @@ def estimate(
         if single:
             out = _named_output(out, config)
         request = _request(config, None, _scenes(found, config))
-        for source in found[:1] if single else found:
+        for source in found[:1] if single else _own(found, config):
             job = Job(source.path, out if single else out / source.stem)
             try:
                 with closing(open_job(job, request)) as raster:
                     plan, name = plan_for(raster.info, job, request, named=single)
                 finished = check_output(name, plan, overwrite=config.overwrite) is not None
-                yield _estimate(plan, request.files) | {"output": str(name), "finished": finished}
+                share = _estimate_part(plan, config.part) if single and config.part else {}
+                found_out = {"output": str(name), "finished": finished}
+                yield _estimate(plan, request.files) | share | found_out
             except (InputError, ModelError, OutputError) as error:
                 if single:
                     raise

@@ -141,6 +141,9 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     scheduler: Annotated[
         str | None, typer.Option(help="local, processes:N, tcp://host:port, tls://host:port.")
     ] = None,
+    part: Annotated[
+        str | None, typer.Option(help="Do share I/N of the work; auto: as the job array says.")
+    ] = None,
     block: Annotated[int | None, typer.Option(help="Block side: whole chunks.")] = None,
     chunk: Annotated[int | None, typer.Option(help="Chunk side of the store.")] = None,
     no_skip: Annotated[
@@ -196,8 +199,8 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         "plane": plane, "variable": variable, "bands": bands, "scaling": scaling, "aoi": aoi,
         "within": within,
         "threshold": threshold, "probabilities": probabilities, "format": format,
-        "zarr_format": zarr_format, "scheduler": scheduler, "block": block, "chunk": chunk,
-        "stac": stac,
+        "zarr_format": zarr_format, "scheduler": scheduler, "part": part,
+        "block": block, "chunk": chunk, "stac": stac,
         "skip_nodata": False if no_skip else None, "overwrite": overwrite,
         "strict": strict, "read_timeout": read_timeout, "allow_remote": allow_remote,
         "scratch": scratch, "insecure_cluster": insecure_cluster,
@@ -219,13 +222,14 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         check_csv(csv)
     with ProgressBar() as bar:
         result = api.predict(inputs, out, options, bar)
-    if csv is not None:
+    if csv is not None and result.complete:
         write_csv(result, csv)
     if as_json:
         _print(result.as_dict() if several else result.runs[0].as_dict())
     else:
         for one in result.runs:
-            _print(one.output)
+            if one.complete:
+                _print(one.output)
         for line in lines(result):
             _tell(line)
     for failure in result.failed[:_MAX_LISTED]:

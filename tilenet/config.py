@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +20,7 @@ from pydantic import (
 
 from tilenet.blend import Activation, Blend
 from tilenet.errors import UsageError
+from tilenet.part import Part
 
 __all__ = ["DEFAULT_CHUNK", "PredictConfig", "load_config"]
 
@@ -59,6 +61,11 @@ def _bands(value: Any) -> Any:
 
 Bands = Annotated[tuple[int | str, ...] | None, BeforeValidator(_bands)]
 """Bands of a raster, from 1 or by name."""
+
+
+def _part(value: Any) -> Any:
+    """Return the part that ``2/8`` names; "auto" asks the environment."""
+    return Part.parse(value, os.environ) if isinstance(value, str) else value
 
 
 class PredictConfig(BaseModel):
@@ -111,6 +118,9 @@ class PredictConfig(BaseModel):
         "auto": 3 for georeferenced input, else 2.
     scheduler : str
         "local", "processes:N", "tcp://host:port".
+    part : Part or None
+        The share of the work to do, ``I/N`` with I from 1, or "auto": what SLURM, AWS Batch or
+        Kubernetes say of this task. Never changes the result.
     block, chunk : int or None, int
         Pixels a side; a block is a whole number of chunks.
     skip_nodata : bool
@@ -163,6 +173,7 @@ class PredictConfig(BaseModel):
     format: Literal["zarr", "cog", "png", "ome-tiff"] | None = None
     zarr_format: Literal["auto", "2", "3"] = "auto"
     scheduler: str = "local"
+    part: Annotated[Part | None, BeforeValidator(_part)] = None
     block: Annotated[int, Field(ge=1)] | None = None
     chunk: Annotated[int, Field(ge=1, le=8192)] = DEFAULT_CHUNK
     skip_nodata: bool = True

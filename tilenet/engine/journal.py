@@ -29,6 +29,7 @@ __all__ = [
     "decode",
     "encode",
     "from_plain",
+    "read_all",
 ]
 
 UNREADABLE = "the source cannot be read here"
@@ -120,6 +121,11 @@ def decode(text: bytes) -> tuple[list[BlockRecord], int]:
         records.append(from_plain(keys))
         good += len(line)
     return records, good
+
+
+def read_all(paths: Iterable[Path]) -> dict[int, BlockRecord]:
+    """Return the blocks that journals list, each once; somebody may be appending to them."""
+    return {record.block: record for path in paths for record in decode(path.read_bytes())[0]}
 
 
 class Journal:

@@ -18,10 +18,11 @@ from tilenet.engine.cluster import FEW_BLOCKS, Executor, WorkersDied, next_done
 from tilenet.engine.journal import BlockRecord, Journal
 from tilenet.engine.meter import Meter
 from tilenet.engine.plan import Plan
-from tilenet.engine.task import STRIPS, Blocks, forward_task, join_task, lose_block
+from tilenet.engine.runfolder import PLAN
+from tilenet.engine.task import STRIPS, Blocks, forward_task, is_lost, join_task, lose_block
 from tilenet.errors import ClusterError
 
-__all__ = ["run_blocks", "run_many"]
+__all__ = ["Share", "run_blocks", "run_many"]
 
 Progress = Callable[[int], None]
 """Called with the number of pixels that were finished."""
@@ -31,30 +32,89 @@ _TASK_PIXELS, _TASK_BLOCKS = 1 << 21, 64  # of many small blocks: Dask takes 2 m
 _MAX_JOINS = 16
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one run of several, side by side in a run folder, makes of a plan.
+
+    Parameters
+    ----------
+    blocks : range
+        Its own blocks.
+    done : set of int
+        Blocks that other journals list.
+    plan : str
+        What its plan's file is called there: it may have another device or path than others'.
+    """
+
+    blocks: range
+    done: frozenset[int] = frozenset()
+    plan: str = PLAN
+
+
 class _State:
-    """Which blocks are forwarded and joined: one byte each."""
+    """Which blocks are forwarded and joined: one byte each. Only a share of them is ours to make.
 
-    NEW, FORWARDED, JOINING, JOINED = range(4)
+    Of the others, some may be forwarded meanwhile by others.
+    """
 
-    def __init__(self, plan: Plan, folder: Path, journal: Journal) -> None:
-        self._lattice = plan.lattice
+    NEW, FORWARDING, FORWARDED, JOINING, JOINED = range(5)
+
+    def __init__(self, plan: Plan, folder: Path, journal: Journal, share: Share) -> None:
+        self._lattice, self._own = plan.lattice, share.blocks
         self._state = bytearray(plan.lattice.blocks)
         for path in (folder / STRIPS).glob("*.own"):
             self._state[int(path.stem)] = self.FORWARDED
-        for block in journal.blocks:
+        for block in journal.blocks | share.done:
             if block >= 0:
                 self._state[block] = self.JOINED
 
-    def new_blocks(self) -> Iterator[int]:
-        """Yield the blocks to forward, row by row."""
-        block = self._state.find(self.NEW)
+    def _find(self, state: int) -> Iterator[int]:
+        """Yield own blocks in a state, row by row."""
+        block = self._state.find(state, self._own.start, self._own.stop)
         while block >= 0:
             yield block
-            block = self._state.find(self.NEW, block + 1)
+            block = self._state.find(state, block + 1, self._own.stop)
+
+    def new_blocks(self) -> Iterator[int]:
+        """Yield the blocks to forward: first those for which others wait, then row by row."""
+        for blocks in (self._givers_to_others(), self._find(self.NEW)):
+            for block in blocks:
+                if self._state[block] == self.NEW:
+                    self._state[block] = self.FORWARDING
+                    yield block
+
+    def _givers_to_others(self) -> Iterator[int]:
+        stop, lattice = self._own.stop, self._lattice
+        if not self._own or stop == lattice.blocks:
+            return
+        row, _ = lattice.position(stop)
+        first = lattice.number(lattice.rows.givers(row).start, 0)
+        for block in range(max(first, self._own.start), stop):
+            if any(taker >= stop for taker in lattice.takers(block)):
+                yield block
+
+    def left_over(self, folder: Path) -> list[int]:
+        """Return the blocks that wait for others' blocks only: last those whose strips are missing.
+
+        Those may still come; else they are made again.
+        """
+        strips = folder / STRIPS
+
+        def missing(block: int) -> int:
+            return sum(
+                not (strips / spill.strip_name(giver, block)).exists()
+                and not is_lost(folder, giver)
+                for giver in self._lattice.givers(block)
+            )
+
+        left = sorted(self._find(self.FORWARDED), key=missing)
+        for block in left:
+            self._state[block] = self.JOINING
+        return left
 
     def forwarded(self, block: int) -> Iterator[int]:
         """Note a forward; yield the blocks that can now be joined."""
-        if self._state[block] == self.NEW:
+        if self._state[block] < self.FORWARDED:
             self._state[block] = self.FORWARDED
         for candidate in (block, *self._lattice.takers(block)):
             yield from self._ready(candidate)
@@ -67,14 +127,13 @@ class _State:
 
     def waiting(self) -> Iterator[int]:
         """Yield the blocks that an earlier run left ready to be joined."""
-        block = self._state.find(self.FORWARDED)
-        while block >= 0:
+        for block in self._find(self.FORWARDED):
             yield from self._ready(block)
-            block = self._state.find(self.FORWARDED, block + 1)
 
     def _ready(self, block: int) -> Iterator[int]:
-        if self._state[block] == self.FORWARDED and all(
-            self._state[giver] != self.NEW for giver in self._lattice.givers(block)
+        ours = block in self._own and self._state[block] == self.FORWARDED
+        if ours and all(
+            self._state[giver] >= self.FORWARDED for giver in self._lattice.givers(block)
         ):
             self._state[block] = self.JOINING
             yield block
@@ -153,9 +212,14 @@ def _blocks_per_task(plan: Plan) -> int:
 
 
 def run_blocks(
-    plan: Plan, folder: Path, journal: Journal, executor: Executor, progress: Progress
+    plan: Plan,
+    folder: Path,
+    journal: Journal,
+    executor: Executor,
+    progress: Progress,
+    share: Share | None = None,
 ) -> Meter:
-    """Forward and join every block that the journal does not list.
+    """Forward and join every block, or those of a share, that no journal lists.
 
     Parameters
     ----------
@@ -169,31 +233,39 @@ def run_blocks(
         Where the tasks run.
     progress : callable
         Called with finished pixels.
+    share : Share, optional
+        What is ours to make.
 
     Returns
     -------
     Meter
         Seconds, tiles and memory.
     """
-    meter, state = Meter(), _State(plan, folder, journal)
-    tasks = _Tasks(executor, (str(folder.resolve()), secrets.token_hex(8)))
-    share = _blocks_per_task(plan)
-    for blocks in batched(state.waiting(), share):
+    share = share or Share(range(plan.lattice.blocks))
+    meter, state = Meter(), _State(plan, folder, journal, share)
+    tasks = _Tasks(executor, (str((folder / share.plan).resolve()), secrets.token_hex(8)))
+    together = _blocks_per_task(plan)
+
+    def run(function: Callable[..., Any], work: Iterator[Blocks]) -> None:
+        left = True
+        while left or tasks.left:
+            while left and tasks.room():
+                blocks = next(work, ())
+                left = bool(blocks)
+                if left:
+                    tasks.submit(function, blocks)
+            records, ready = _collect(tasks, state, meter, lambda b: lose_block(folder, plan, b))
+            for blocks in batched(ready, together):
+                tasks.submit(join_task, blocks)
+            journal.append(records)
+            for record in records:
+                _clean(folder, plan, record.block)
+                progress(plan.lattice.core(record.block).pixels)
+
+    for blocks in batched(state.waiting(), together):
         tasks.submit(join_task, blocks)
-    new, left = batched(state.new_blocks(), share), True
-    while left or tasks.left:
-        while left and tasks.room():
-            blocks = next(new, ())
-            left = bool(blocks)
-            if left:
-                tasks.submit(forward_task, blocks)
-        records, ready = _collect(tasks, state, meter, lambda b: lose_block(folder, plan, b))
-        for blocks in batched(ready, share):
-            tasks.submit(join_task, blocks)
-        journal.append(records)
-        for record in records:
-            _clean(folder, plan, record.block)
-            progress(plan.lattice.core(record.block).pixels)
+    run(forward_task, batched(state.new_blocks(), together))
+    run(join_task, batched(state.left_over(folder), together))
     return meter
 
 

@@ -1,7 +1,7 @@
 """What a worker does: forward a block, join a block. Pure tasks that find all they need on disk.
 
-A task is named by the run folder and its blocks' numbers; results stay in files, and only small
-reports travel. Doing a task twice, or in two places at once, gives the same files.
+A task is named by its plan's file in the run folder and its blocks' numbers; results stay in files,
+and only small reports travel. Doing a task twice, or in two places at once, gives the same files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from tilenet.engine.journal import KILLS, NEIGHBOUR, UNREADABLE, BlockRecord, In
 from tilenet.engine.meter import Spans
 from tilenet.engine.plan import Plan, block_levels
 from tilenet.engine.reading import read_window
-from tilenet.engine.runfolder import PLAN
 from tilenet.geometry import Window
 from tilenet.lattice import Lattice
 from tilenet.models.session import Session, Setup, open_session
@@ -200,9 +199,9 @@ class Worker:
     store: MaskStore
 
     @classmethod
-    def at(cls, folder: Path) -> Worker:
-        """Return the worker of a run folder."""
-        plan = Plan.load((folder / PLAN).read_bytes())
+    def at(cls, file: Path) -> Worker:
+        """Return the worker of a plan's file in a run folder."""
+        plan, folder = Plan.load(file.read_bytes()), file.parent
         return cls(
             folder,
             plan,
@@ -317,9 +316,9 @@ class Worker:
 
 
 @lru_cache(maxsize=8)
-def _worker(folder: str, run: str) -> Worker:
+def _worker(file: str, run: str) -> Worker:
     del run  # part of the key: a later run of this folder starts from what is on disk
-    return Worker.at(Path(folder))
+    return Worker.at(Path(file))
 
 
 def forget_runs() -> None:
@@ -327,17 +326,17 @@ def forget_runs() -> None:
     _worker.cache_clear()
 
 
-def forward_task(folder: str, run: str, blocks: Blocks) -> tuple[Blocks, Spans]:
+def forward_task(file: str, run: str, blocks: Blocks) -> tuple[Blocks, Spans]:
     """Forward blocks into the run folder's strips."""
-    worker, spans = _worker(folder, run), Spans()
+    worker, spans = _worker(file, run), Spans()
     for block in blocks:
         worker.forward_to_files(block, spans)
     return blocks, spans.close()
 
 
-def join_task(folder: str, run: str, blocks: Blocks) -> tuple[list[BlockRecord], Spans]:
+def join_task(file: str, run: str, blocks: Blocks) -> tuple[list[BlockRecord], Spans]:
     """Join blocks and store them; their records are true when this returns."""
-    worker, spans = _worker(folder, run), Spans()
+    worker, spans = _worker(file, run), Spans()
     records = [_join(worker, block, spans) for block in blocks]
     return records, spans.close()
 
