@@ -187,6 +187,8 @@ def run_blocks(
             left = bool(blocks)
             if left:
                 tasks.submit(forward_task, blocks)
+            else:
+                executor.handed_out()
         records, ready = _collect(tasks, state, meter, lambda b: lose_block(folder, plan, b))
         for blocks in batched(ready, share):
             tasks.submit(join_task, blocks)
