@@ -24,6 +24,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -41,6 +42,7 @@ __all__ = [
     "VerifyError",
     "blame",
     "convert_errors",
+    "error_of_one",
     "one_line",
     "without_secrets",
 ]
@@ -217,3 +219,31 @@ def convert_errors(where: object) -> Iterator[None]:
                 "the device is out of memory", where, "use a smaller --tile or --batch-size"
             ) from error
         raise
+
+
+def error_of_one(error: Exception, where: object) -> TilenetError | None:
+    """Return why one of several inputs failed, None if it is why none of them can go on.
+
+    They share the disk, the memory, the device and the cluster. What else is wrong, be it a defect,
+    concerns the one input.
+
+    Parameters
+    ----------
+    error : Exception
+        What was raised.
+    where : object
+        The input.
+    """
+    try:
+        with convert_errors(where):
+            raise error  # noqa: TRY301 - to see what it is turned into
+    except TilenetError as ours:
+        system = ours.__cause__
+        ours.__cause__ = ours.__context__ = None  # they hold on to what was in memory
+        denied = isinstance(system, OSError) and system.errno in (errno.EACCES, errno.EPERM)
+        shared = isinstance(ours, ResourceError | ClusterError) and not denied
+        return None if shared else ours.with_traceback(None)
+    except Exception as defect:
+        place = traceback.extract_tb(defect.__traceback__)[-1]
+        what = f"a defect in tilenet: {type(defect).__name__}: {defect}"
+        return TilenetError(what, where, f"report it with {place.name}:{place.lineno}", code=1)

@@ -14,7 +14,7 @@ from tilenet.errors import InvalidError, without_secrets
 from tilenet.ground import AreaUnit, pixel_area
 from tilenet.part import Part
 
-__all__ = ["ClassPixels", "Failure", "PredictResult", "RunResult", "run_result"]
+__all__ = ["ClassPixels", "Failure", "PredictResult", "RunResult", "Skipped", "run_result"]
 
 _MAX_LISTED = 1000
 
@@ -68,6 +68,20 @@ class Failure:
     input: str
     code: int
     error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An input whose mask was there, and nothing else was asked (`--skip-finished`).
+
+    Parameters
+    ----------
+    input, output : str
+        Raster and mask.
+    """
+
+    input: str
+    output: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +174,8 @@ class PredictResult:
         Wall time with a forward running; reading and writing added up over threads.
     peak_rss_bytes : int
         Of all processes.
+    skipped : tuple of Skipped
+        The inputs whose masks were there, with `--skip-finished`.
     """
 
     runs: tuple[RunResult, ...]
@@ -170,6 +186,7 @@ class PredictResult:
     read_seconds: float = 0.0
     write_seconds: float = 0.0
     peak_rss_bytes: int = 0
+    skipped: tuple[Skipped, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -182,9 +199,23 @@ class PredictResult:
         return 7 if self.failed else 0
 
     @property
+    def outputs(self) -> tuple[str, ...]:
+        """The masks that are there."""
+        made = tuple(run.output for run in self.runs if run.complete)
+        return made + tuple(one.output for one in self.skipped)
+
+    @property
     def inputs(self) -> int:
         """How many inputs there were."""
-        return len(self.runs) + sum(failure.code != InvalidError.code for failure in self.failed)
+        failed = sum(failure.code != InvalidError.code for failure in self.failed)
+        return len(self.runs) + len(self.skipped) + failed
+
+    def first_as_dict(self) -> dict[str, Any]:
+        """Return the JSON document of the only run."""
+        if self.runs:
+            return self.runs[0].as_dict()
+        [one] = self.skipped
+        return {**asdict(one), "complete": True, "skipped": True}
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON document of several runs."""

@@ -53,6 +53,9 @@ class Executor(Protocol):
     def check(self) -> None:
         """Raise ClusterError if the workers have been gone for some time."""
 
+    def handed_out(self) -> None:
+        """Note that a run has started its last forward."""
+
     @property
     def workers(self) -> int:
         """How many processes run tasks, as far as is known."""
@@ -73,6 +76,9 @@ class _Threads:
         return future.result()
 
     def check(self) -> None:
+        pass
+
+    def handed_out(self) -> None:
         pass
 
     def close(self) -> None:
@@ -117,6 +123,9 @@ class _Dask:
             self.workers, self._alive = count, now
         elif now - self._alive > _GRACE:
             raise ClusterError("the workers or the scheduler are gone", "--scheduler", _RESUMES)
+
+    def handed_out(self) -> None:
+        pass
 
 
 def _as_value(function: Callable[..., Any], *arguments: Any) -> Any:

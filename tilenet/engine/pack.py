@@ -31,7 +31,7 @@ from tilenet.engine.plan import Format, Plan, format_of, make_plan
 from tilenet.engine.reading import read_window
 from tilenet.engine.runfolder import locked, remove_run_folder, run_folder
 from tilenet.engine.task import STORE, files_of, record_of, session_for, unreadable
-from tilenet.errors import InputError, OutputError, TilenetError, UsageError
+from tilenet.errors import InputError, OutputError, TilenetError, UsageError, error_of_one
 from tilenet.geometry import Window
 from tilenet.models.session import NetworkShape, Setup
 from tilenet.models.store import ModelFiles
@@ -39,7 +39,7 @@ from tilenet.sinks import MaskStore, read_image
 from tilenet.sources import Grid, Raster, RasterInfo, RemoteName, View, area_of, open_raster
 from tilenet.watchdog import watched
 
-__all__ = ["Job", "PackItem", "Request", "open_job", "pack_task", "plan_for"]
+__all__ = ["ENDINGS", "Job", "PackItem", "Request", "open_job", "pack_task", "plan_for"]
 
 _PACK_PIXELS = 1 << 23  # pixels held at a time; a larger raster is read alone
 _ZARR_SIDE = 4096
@@ -127,7 +127,10 @@ class _Loaded:
     failed: tuple[tuple[Window, str], ...]
 
 
-_ENDINGS = {"zarr": ".zarr", "cog": ".tif", "png": ".png", "ome-tiff": ".ome.tif"}
+ENDINGS: dict[Format, str] = {
+    "zarr": ".zarr", "cog": ".tif", "png": ".png", "ome-tiff": ".ome.tif"
+}  # fmt: skip
+"""Of masks whose name the raster decides, by format."""
 
 
 def _format(info: RasterInfo, config: PredictConfig) -> Format:
@@ -200,7 +203,7 @@ def plan_for(info: RasterInfo, job: Job, request: Request, *, named: bool) -> tu
         out = job.out
     else:
         output = _format(info, config)
-        out = job.out.with_name(job.out.name + _ENDINGS[output])
+        out = job.out.with_name(job.out.name + ENDINGS[output])
     area = area_of(info, config.aoi, config.within, config.read_timeout)
     plan = make_plan(info, request.files, request.shape, request.setup, config, output, area)
     return (plan if config.into is None else _as_label(plan, config, config.into)), out
@@ -384,7 +387,7 @@ class _noting:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        if isinstance(error, TilenetError) and error.code in (3, 4, 5):
-            self._item.error = error.with_traceback(None)
-            return True
-        return False
+        own = error_of_one(error, self._item.job.path) if isinstance(error, Exception) else None
+        if own is not None:
+            self._item.error = own
+        return own is not None

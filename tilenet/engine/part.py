@@ -23,7 +23,7 @@ from tilenet.engine.plan import Plan
 from tilenet.engine.room import check_room, with_room
 from tilenet.engine.run import Progress, Share, run_blocks
 from tilenet.engine.runfolder import part_locked, run_folder, set_up_alone
-from tilenet.engine.task import forget_runs, mark_lost
+from tilenet.engine.task import forget_run, mark_lost
 from tilenet.errors import OutputError, ResourceError, convert_errors
 from tilenet.part import Part
 
@@ -101,7 +101,7 @@ def _run(plan: Plan, out: Path, part: Part, executor: Executor, progress: Progre
         return LargeResult(_figures(made, part), resumed, made.meter, missing)
 
     def finish() -> LargeResult:
-        return LargeResult(complete(made.plan, out, folder), resumed, made.meter)
+        return LargeResult(complete(made.plan, out, folder, executor.check), resumed, made.meter)
 
     return replace(_unless_done(finish, made.plan, out), resumed=resumed, meter=made.meter)
 
@@ -127,7 +127,7 @@ def _make(
             try:
                 meter = run_blocks(plan, folder, journal, executor, progress, share)
             finally:
-                forget_runs()
+                forget_run(folder)
             check_unchanged(plan)
             owner.check()
             return _Made(plan, meter, len(journal.blocks) - before, _blocks(folder))

@@ -254,6 +254,8 @@ def run_blocks(
                 left = bool(blocks)
                 if left:
                     tasks.submit(function, blocks)
+                else:
+                    executor.handed_out()
             records, ready = _collect(tasks, state, meter, lambda b: lose_block(folder, plan, b))
             for blocks in batched(ready, together):
                 tasks.submit(join_task, blocks)

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ __all__ = [
     "class_pixels",
     "files_of",
     "finish_block",
-    "forget_runs",
+    "forget_run",
     "forward_task",
     "is_lost",
     "join_task",
@@ -62,6 +61,9 @@ Blocks = tuple[int, ...]
 
 _sessions: dict[tuple[str, Setup, str], Session] = {}
 _sessions_lock = threading.Lock()
+_workers: dict[tuple[str, str], Worker] = {}
+_workers_lock = threading.Lock()
+_MOST_WORKERS = 8
 
 
 def session_for(files: ModelFiles, setup: Setup, dtype: str) -> Session:
@@ -315,15 +317,21 @@ class Worker:
         return write_block(self.store, self.plan.lattice, block, mask, probabilities)
 
 
-@lru_cache(maxsize=8)
 def _worker(file: str, run: str) -> Worker:
-    del run  # part of the key: a later run of this folder starts from what is on disk
-    return Worker.at(Path(file))
+    """Return this process's worker of a run; a later run of its folder is another one."""
+    with _workers_lock:
+        worker = _workers.pop((file, run), None) or Worker.at(Path(file))
+        _workers[file, run] = worker
+        while len(_workers) > _MOST_WORKERS:
+            del _workers[next(iter(_workers))]  # the one that was used the longest ago
+        return worker
 
 
-def forget_runs() -> None:
-    """Close the inputs of the runs that this process has worked on."""
-    _worker.cache_clear()
+def forget_run(folder: Path) -> None:
+    """Close the input of a run folder's runs that this process has worked on."""
+    with _workers_lock:
+        for key in [key for key in _workers if Path(key[0]).parent == folder.resolve()]:
+            del _workers[key]
 
 
 def forward_task(file: str, run: str, blocks: Blocks) -> tuple[Blocks, Spans]:
