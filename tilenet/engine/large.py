@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from functools import partial
+from itertools import batched
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from tilenet import durable
 from tilenet.engine.cluster import Executor
 from tilenet.engine.document import Finished, encode_document, plan_document
-from tilenet.engine.journal import BlockRecord, Journal, decode, read_all
+from tilenet.engine.journal import BlockRecord, Journal, decode, records_of
 from tilenet.engine.meter import Meter
 from tilenet.engine.output import check_in_progress, check_output, export, publish, upper_levels
 from tilenet.engine.plan import Plan
@@ -42,6 +43,7 @@ __all__ = [
 
 JOURNAL = "journal.jsonl"
 _UPPER = -1  # the journal's number for the levels that no block makes alone
+_MERGED = 1024  # records at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +214,8 @@ def _journal(plan: Plan, folder: Path, owner: Owner, copy: Copy | None) -> Itera
             copy.take(store.root, decode(journal.dump())[0])
         for path in journals(folder):
             if path.name != JOURNAL:
-                journal.append(read_all([path]).values())
+                for records in batched(records_of([path]), _MERGED):
+                    journal.append(records)
         mark_lost(folder, journal.invalid)
         yield journal
 
