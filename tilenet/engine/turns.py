@@ -33,8 +33,11 @@ class _Stopped(BaseException):
     """Nobody waits for this run any more; it resumes. No Exception, so that nobody notes it."""
 
 
-class _Crowded(Exception):
-    """Workers died under a task while two runs had tasks there: which is to blame is not known."""
+class _Crowded(BaseException):
+    """Workers died under a task while two runs had tasks there: which is to blame is not known.
+
+    No Exception, as above.
+    """
 
 
 @dataclass(eq=False)
@@ -46,6 +49,7 @@ class _Run:
     stop: threading.Event
     events: queue.SimpleQueue[tuple[_Run, str, Any]]
     note: Callable[[Spans], None]
+    exclusive: bool
     alone: bool = True
     has_turn: bool = True
     patience: int = field(init=False)
@@ -120,8 +124,9 @@ def take_turns(
     try:
         while works or again or runs:
             while _may_begin(works, again, runs):
+                exclusive = bool(again)
                 work = again.popleft() if again else works.popleft()
-                runs.append(_Run(work, executor, stop, events, noting))
+                runs.append(_Run(work, executor, stop, events, noting, exclusive))
                 for run in runs:
                     run.alone = len(runs) == 1 and run.alone
                 runs[-1].begin()
@@ -144,4 +149,5 @@ def take_turns(
 def _may_begin(works: deque[Work], again: deque[Work], runs: list[_Run]) -> bool:
     if again:
         return not runs
-    return bool(works) and len(runs) < _OPEN and not any(run.has_turn for run in runs)
+    busy = any(run.has_turn or run.exclusive for run in runs)
+    return bool(works) and len(runs) < _OPEN and not busy
