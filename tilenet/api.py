@@ -5,14 +5,22 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import batched
 from pathlib import Path
 from typing import Any
 
 from tilenet.config import PredictConfig
-from tilenet.engine.cluster import Executor, open_executor, worker_count
+from tilenet.engine.admission import admitting, meeting_place
+from tilenet.engine.cluster import (
+    Executor,
+    check_device,
+    is_elsewhere,
+    open_executor,
+    worker_count,
+)
 from tilenet.engine.elsewhere import RemoteOutput
 from tilenet.engine.item import has_item, write_item
 from tilenet.engine.large import Copy, run_large
@@ -22,6 +30,7 @@ from tilenet.engine.pack import Job, PackItem, Request, open_job, pack_task, pla
 from tilenet.engine.plan import Plan, choose_tile, format_of
 from tilenet.engine.room import needed_bytes
 from tilenet.engine.run import run_many
+from tilenet.engine.runfolder import outside
 from tilenet.engine.savings import savings_of
 from tilenet.errors import (
     InputError,
@@ -60,12 +69,21 @@ class _Clock:
         return time.perf_counter() - self.start
 
 
-def _request(config: PredictConfig, known: Setup | None, scenes: tuple[str, ...] = ()) -> Request:
-    """Find the model and choose what it runs on; what is "auto" follows an unfinished run."""
+def _request(
+    config: PredictConfig,
+    known: Setup | None,
+    scenes: tuple[str, ...] = (),
+    cluster: Executor | None = None,
+) -> Request:
+    """Find the model and choose what it runs on; what is "auto" follows an unfinished run.
+
+    Workers on other machines choose, not this one.
+    """
     files = find_model(config.model, config.model_config_file, config.card_overrides())
     shape = network_shape(files)
     tile = choose_tile(files, shape, config).tile
     workers = worker_count(config.scheduler)
+    check_device(config.scheduler, config.device)
     auto = (config.device, config.backend, config.precision)
     device, backend, precision = auto
     if known is not None:
@@ -73,15 +91,14 @@ def _request(config: PredictConfig, known: Setup | None, scenes: tuple[str, ...]
         device, backend, precision = (
             old if new == "auto" else new for new, old in zip(auto, resumed, strict=True)
         )
-    setup = choose(
-        files,
-        device=device,
-        backend=backend,
-        precision=precision,
-        batch_size=config.batch_size,
-        tile_pixels=tile * tile,
-        threads=max(1, cores() // workers),
-    )
+    wanted: dict[str, Any] = {
+        "device": device, "backend": backend, "precision": precision,
+        "batch_size": config.batch_size, "tile_pixels": tile * tile,
+    }  # fmt: skip
+    if cluster is not None:
+        setup = cluster.choose(files, wanted)
+    else:
+        setup = choose(files, **wanted, threads=max(1, cores() // workers))
     _logger.info(
         "model %s on %s, %s %s: %s",
         files.card.name, setup.device, setup.backend, setup.precision, setup.why,
@@ -223,8 +240,39 @@ def _shares(items: list[PackItem]) -> list[float]:
     return [part / (sum(pixels) or 1) for part in pixels]
 
 
-def _executor(config: PredictConfig, tasks: int) -> AbstractContextManager[Executor]:
-    return open_executor(config.scheduler, tasks, insecure=config.insecure_cluster)
+def _executor(
+    config: PredictConfig, tasks: int, cluster: Executor | None
+) -> AbstractContextManager[Executor]:
+    if cluster is not None:
+        return nullcontext(cluster)
+    return open_executor(
+        config.scheduler, tasks, insecure=config.insecure_cluster, report=config.dask_report
+    )
+
+
+@contextmanager
+def _cluster(config: PredictConfig) -> Iterator[Executor | None]:
+    """Open a cluster of other machines, which choose what the network runs on; else None."""
+    if not is_elsewhere(config.scheduler):
+        yield None
+        return
+    # What is wrong with it is not to be found when jobs have come out of their queue.
+    find_model(config.model, config.model_config_file, config.card_overrides())
+    with _executor(config, 0, None) as executor:
+        yield executor
+
+
+@contextmanager
+def _meeting(request: Request, cluster: Executor | None, place: Path) -> Iterator[Request]:
+    """Let workers on other machines show that they see a folder; yields the request for them."""
+    if cluster is None:
+        yield request
+        return
+    with (
+        meeting_place(place) as folder,
+        admitting(folder, request.files, cluster.versions, elsewhere=True) as token,
+    ):
+        yield replace(request, meeting=(str(folder), token))
 
 
 def _predict_one(
@@ -233,15 +281,38 @@ def _predict_one(
     out = _named_output(out, config)
     known = plan_in_progress(out)
     setup = None if known is None else known.setup
-    request = _request(config, setup, _scenes(found, config))
-    return _run_one(found[0], out, request, progress)
+    with _cluster(config) as cluster:
+        request = _request(config, setup, _scenes(found, config), cluster)
+        return _run_one(found[0], out, request, progress, cluster)
+
+
+def _pack_one(job: Job, request: Request, cluster: Executor | None) -> tuple[PackItem, Spans]:
+    """Plan a raster, and segment it if it is small: here, or where the network can run."""
+    task = partial(pack_task, named=True)
+    if cluster is None:
+        [item], spans = task([job], request)
+        return item, spans
+    config = request.config
+    if config.into is not None:  # a worker may stand elsewhere
+        config = config.model_copy(update={"into": config.into.absolute()})
+    there = Job(job.path.absolute(), job.out.absolute())
+    place = outside(there.out).parent
+    with _meeting(replace(request, config=config), cluster, place) as asked:
+        [([item], spans)] = run_many(cluster, task, [([there], asked)])
+    item.out = job.out
+    return item, spans
 
 
 def _run_one(
-    source: Input, out: Path, request: Request, progress: Progress, copy: Copy | None = None
+    source: Input,
+    out: Path,
+    request: Request,
+    progress: Progress,
+    cluster: Executor | None,
+    copy: Copy | None = None,
 ) -> PredictResult:
     clock, config = _Clock(), request.config
-    [item], spans = pack_task([Job(source.path, out)], request, named=True)
+    item, spans = _pack_one(Job(source.path, out), request, cluster)
     if item.error is not None:
         raise item.error
     assert item.plan is not None
@@ -260,7 +331,7 @@ def _run_one(
         advance(total)
         run = _item_result(item, spans, clock.seconds)
     else:
-        with _executor(config, item.plan.lattice.blocks) as executor:
+        with _executor(config, item.plan.lattice.blocks, cluster) as executor:
             run = _large(item.plan, out, executor, config, advance, copy)
     return _result(run, clock)
 
@@ -294,9 +365,20 @@ def _predict_remote(
     found: list[Input], place: RemoteOutput, config: PredictConfig, progress: Progress
 ) -> PredictResult:
     """Make a mask in a scratch folder, and its copy in an object store meanwhile."""
+    with _cluster(config) as cluster:
+        return _predict_copied(found, place, config, progress, cluster)
+
+
+def _predict_copied(
+    found: list[Input],
+    place: RemoteOutput,
+    config: PredictConfig,
+    progress: Progress,
+    cluster: Executor | None,
+) -> PredictResult:
     clock, known = _Clock(), place.known()
     setup, source = None if known is None else known.setup, found[0]
-    request = _request(config, setup, _scenes(found, config))
+    request = _request(config, setup, _scenes(found, config), cluster)
     plan = _plan_of(Job(source.path, place.local), request)
     done = place.check(plan, overwrite=config.overwrite)
     if done is not None:
@@ -308,7 +390,7 @@ def _predict_remote(
     # What is in the scratch folder by then is this plan's.
     here = replace(request, config=config.model_copy(update={"overwrite": False}))
     with place.owned(plan, overwrite=config.overwrite) as mirror:
-        result = _run_one(source, place.local, here, progress, mirror)
+        result = _run_one(source, place.local, here, progress, cluster, mirror)
         mirror.finish(place.local, plan.zarr_format)
     [run] = result.runs
     return _result(replace(run, output=str(place.place)), clock)
@@ -342,7 +424,6 @@ def _predict_many(
     if out.exists() and not out.is_dir():
         raise OutputError("the output is a file", out, "give a folder for several inputs")
     jobs = _jobs(inputs, out)
-    request = _request(config, None)
     runs: dict[Path | RemoteName, RunResult] = {}
     failed: dict[Path | RemoteName, Failure] = {}
     large: list[PackItem] = []
@@ -356,7 +437,11 @@ def _predict_many(
         finished += pixels
         progress(finished, 0)
 
-    with _executor(config, len(jobs) // _PACK) as executor:
+    with ExitStack() as stack:
+        cluster = stack.enter_context(_cluster(config))
+        request = _request(config, None, cluster=cluster)
+        request = stack.enter_context(_meeting(request, cluster, out.absolute()))
+        executor = stack.enter_context(_executor(config, len(jobs) // _PACK, cluster))
         packs = ((pack, request) for pack in batched(jobs, _PACK))
         for items, spans in run_many(executor, pack_task, packs):
             clock.meter.add(spans)

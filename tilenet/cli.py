@@ -139,7 +139,14 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     format: Annotated[str | None, typer.Option(help="zarr, cog, ome-tiff or png.")] = None,
     zarr_format: Annotated[str | None, typer.Option(help="auto, 2 or 3.")] = None,
     scheduler: Annotated[
-        str | None, typer.Option(help="local, processes:N, tcp://host:port, tls://host:port.")
+        str | None,
+        typer.Option(
+            help="local, processes:N, cuda, tls://…, tcp://…, file:PATH, slurm:FILE, pbs:FILE, "
+            "k8s:NAME."
+        ),
+    ] = None,
+    dask_report: Annotated[
+        Path | None, typer.Option(help="Write Dask's performance report, HTML, here.")
     ] = None,
     block: Annotated[int | None, typer.Option(help="Block side: whole chunks.")] = None,
     chunk: Annotated[int | None, typer.Option(help="Chunk side of the store.")] = None,
@@ -196,8 +203,8 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         "plane": plane, "variable": variable, "bands": bands, "scaling": scaling, "aoi": aoi,
         "within": within,
         "threshold": threshold, "probabilities": probabilities, "format": format,
-        "zarr_format": zarr_format, "scheduler": scheduler, "block": block, "chunk": chunk,
-        "stac": stac,
+        "zarr_format": zarr_format, "scheduler": scheduler, "dask_report": dask_report,
+        "block": block, "chunk": chunk, "stac": stac,
         "skip_nodata": False if no_skip else None, "overwrite": overwrite,
         "strict": strict, "read_timeout": read_timeout, "allow_remote": allow_remote,
         "scratch": scratch, "insecure_cluster": insecure_cluster,

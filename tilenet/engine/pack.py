@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from tilenet.config import PredictConfig
+from tilenet.engine.admission import check_in
 from tilenet.engine.block import BlockJob, Forwarded, drive
 from tilenet.engine.document import Finished, encode_document, plan_document
 from tilenet.engine.group import FileGroup
@@ -63,6 +64,8 @@ class Request:
         The grid that `config.like` names.
     scenes : tuple of str
         Rasters that are seen as one; () if each is its own.
+    meeting : tuple of (str, str) or None
+        Folder and token by which workers on other machines show that they see what we see.
     """
 
     config: PredictConfig
@@ -71,6 +74,7 @@ class Request:
     setup: Setup
     like: Grid | None = None
     scenes: tuple[str, ...] = ()
+    meeting: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,8 +254,9 @@ def _group(loaded: _Loaded) -> tuple[str, tuple[int, int]]:
 
 
 def _forward(pack: list[_Loaded], request: Request, spans: Spans) -> None:
+    folder = None if request.meeting is None else Path(request.meeting[0])
     for (dtype, shape), same in groupby(sorted(pack, key=_group), key=_group):
-        session = session_for(request.files, request.setup, dtype)
+        session = session_for(request.files, request.setup, dtype, folder)
         with spans.using(session.lock):
             jobs = [(one.block, session.load(one.pixels)) for one in same if one.block.parts]
             drive(session, jobs, shape)
@@ -344,6 +349,8 @@ def pack_task(
     """
     items, spans = [], Spans()
     pack: list[_Loaded] = []
+    if request.meeting is not None:
+        _meet(*request.meeting)
 
     def flush() -> None:
         _forward(pack, request, spans)
@@ -371,7 +378,17 @@ def pack_task(
         if sum(loaded.pixels.size for loaded in pack) > _PACK_PIXELS:
             flush()
     flush()
+    spans.pixels = sum(
+        item.plan.raster.height * item.plan.raster.width
+        for item in items
+        if item.plan is not None and item.done is not None and not item.resumed
+    )
     return items, spans.close()
+
+
+@lru_cache(maxsize=8)
+def _meet(folder: str, token: str) -> None:
+    check_in(Path(folder), token)
 
 
 class _noting:

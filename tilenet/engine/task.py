@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,12 +20,14 @@ from numpy.typing import NDArray
 
 from tilenet.classes import NODATA
 from tilenet.engine import spill
+from tilenet.engine.admission import check_in, check_raster, setup_here, the_model
 from tilenet.engine.block import BlockJob, Forwarded, drive, join
 from tilenet.engine.journal import KILLS, NEIGHBOUR, UNREADABLE, BlockRecord, Invalid
 from tilenet.engine.meter import Spans
 from tilenet.engine.plan import Plan, block_levels
 from tilenet.engine.reading import read_window
 from tilenet.engine.runfolder import PLAN
+from tilenet.errors import UnfitError
 from tilenet.geometry import Window
 from tilenet.lattice import Lattice
 from tilenet.models.session import Session, Setup, open_session
@@ -49,6 +51,7 @@ __all__ = [
     "join_task",
     "lose_block",
     "mark_lost",
+    "mend_task",
     "record_of",
     "session_for",
     "unreadable",
@@ -65,12 +68,30 @@ _sessions: dict[tuple[str, Setup, str], Session] = {}
 _sessions_lock = threading.Lock()
 
 
-def session_for(files: ModelFiles, setup: Setup, dtype: str) -> Session:
-    """Return this process's session for a model, loading it the first time."""
+def session_for(files: ModelFiles, setup: Setup, dtype: str, folder: Path | None = None) -> Session:
+    """Return this process's session for a model, loading it the first time.
+
+    Parameters
+    ----------
+    files : ModelFiles
+        The model.
+    setup : Setup
+        The run's.
+    dtype : str
+        Numpy name of the pixels.
+    folder : Path, optional
+        Where the run may keep a copy of the model.
+
+    Raises
+    ------
+    UnfitError
+        This worker cannot run it.
+    """
     key = (files.sha256, setup, dtype)
     with _sessions_lock:
         if key not in _sessions:
-            _sessions[key] = open_session(files, setup, dtype)
+            here = files if folder is None else the_model(files, folder)
+            _sessions[key] = open_session(here, setup_here(files, setup), dtype)
         return _sessions[key]
 
 
@@ -213,7 +234,8 @@ class Worker:
     @property
     def session(self) -> Session:
         """The network, shared by all runs of this process."""
-        return session_for(self.plan.model, self.plan.setup, self.plan.raster.dtype)
+        plan = self.plan
+        return session_for(plan.model, plan.setup, plan.raster.dtype, self.folder)
 
     def strips(self, name: str) -> Path:
         """Return the path of a spilled file."""
@@ -318,8 +340,10 @@ class Worker:
 
 @lru_cache(maxsize=8)
 def _worker(folder: str, run: str) -> Worker:
-    del run  # part of the key: a later run of this folder starts from what is on disk
-    return Worker.at(Path(folder))
+    check_in(Path(folder), run)  # and a later run of this folder starts from what is on disk
+    worker = Worker.at(Path(folder))
+    check_raster(worker.plan.raster, worker.plan.read_timeout)
+    return worker
 
 
 def forget_runs() -> None:
@@ -336,10 +360,22 @@ def forward_task(folder: str, run: str, blocks: Blocks) -> tuple[Blocks, Spans]:
 
 
 def join_task(folder: str, run: str, blocks: Blocks) -> tuple[list[BlockRecord], Spans]:
-    """Join blocks and store them; their records are true when this returns."""
+    """Join blocks and store them; their records are true when this returns.
+
+    One that needs a lost strip, where this worker cannot run the network, has no record.
+    """
     worker, spans = _worker(folder, run), Spans()
-    records = [_join(worker, block, spans) for block in blocks]
+    records = []
+    for block in blocks:
+        with suppress(UnfitError):
+            records.append(_join(worker, block, spans))
     return records, spans.close()
+
+
+def mend_task(folder: str, run: str, blocks: Blocks) -> tuple[list[BlockRecord], Spans]:
+    """Join blocks of which strips are lost, on a worker that runs the network."""
+    worker, spans = _worker(folder, run), Spans()
+    return [_join(worker, block, spans) for block in blocks], spans.close()
 
 
 def finish_block(worker: Worker, block: int, spans: Spans) -> Forwarded:
@@ -355,9 +391,11 @@ def finish_block(worker: Worker, block: int, spans: Spans) -> Forwarded:
                 own = replace(own, failed=(*own.failed, (window, NEIGHBOUR)))
             else:
                 strips[giver] = worker.strip(giver, block, spans)
-        for rows in (own.top, own.left, *strips.values()):
+        read = [(block, own.top), (block, own.left), *strips.items()]
+        for giver, rows in read:
             if isinstance(rows, spill.RowsReader):
                 files.callback(rows.close)
+                spans.strip_reads.append((giver, rows.size))
         with spans.writing():
             join(lattice, block, own, strips, worker.plan.decision)
     return own
@@ -367,4 +405,5 @@ def _join(worker: Worker, block: int, spans: Spans) -> BlockRecord:
     own = finish_block(worker, block, spans)
     with spans.writing():
         stored = worker.write(block, own.mask, own.probabilities)
+        spans.pixels += own.mask.size
         return record_of(block, own, stored, len(worker.plan.spec.classes))
