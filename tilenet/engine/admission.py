@@ -14,7 +14,8 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,27 +30,25 @@ from tilenet.sources import Raster, RasterInfo, open_raster
 from tilenet.watchdog import watched
 
 __all__ = [
-    "Versions", "admitting", "check_in", "check_raster", "choose_here", "meeting_place",
-    "setup_here", "the_model",
+    "Admission", "Versions", "admitting", "check_raster", "choose_here", "meeting_place",
 ]  # fmt: skip
 
 Versions = dict[str, str]
 """Package: version."""
 
-_PACKAGES = ("numpy", "rasterio")  # and tilenet and the backend's
+_PACKAGES = ("numpy", "rasterio")  # beside tilenet, and the backend of those that run it
 _PATIENCE = 3.0  # seconds for which a shared disk may not show what was just written
 _MODELS = "models"
 
 
-def versions_here(backend: str) -> Versions:
-    """Return the versions of what decides the bytes, in this process."""
-    found = {"tilenet": __version__}
-    for package in (*_PACKAGES, backend):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "none"
-    return found
+@cache
+def _version(package: str) -> str:
+    if package == "tilenet":
+        return __version__
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
 
 
 def choose_here(files: ModelFiles, wanted: dict[str, Any]) -> tuple[Setup, Versions]:
@@ -58,30 +57,7 @@ def choose_here(files: ModelFiles, wanted: dict[str, Any]) -> tuple[Setup, Versi
         setup = choose(files, threads=own_threads(), **wanted)
     except ModelError as error:
         raise ModelError(f"a worker says: {error.what}", error.where, error.do) from error
-    return setup, versions_here(setup.backend)
-
-
-def setup_here(files: ModelFiles, setup: Setup) -> Setup:
-    """Return a run's setup with what is this worker's own: its threads.
-
-    Raises
-    ------
-    UnfitError
-        This machine has no such device or arithmetic.
-    """
-    threads = own_threads()
-    if threads is None:
-        return setup
-    try:
-        choose(files, device=setup.device, backend=setup.backend, precision=setup.precision)
-    except ModelError as error:
-        raise UnfitError(
-            f"cannot run the network on {setup.device}, {setup.backend} {setup.precision}: "
-            f"{error.what}",
-            files.weights,
-            "end it, or start those that can with --resources GPU=1",
-        ) from error
-    return replace(setup, threads=threads)
+    return setup, {one: _version(one) for one in ("tilenet", *_PACKAGES, setup.backend)}
 
 
 @contextmanager
@@ -133,48 +109,82 @@ def _copy_model(files: ModelFiles, folder: Path) -> None:
         temp.unlink(missing_ok=True)
 
 
-def the_model(files: ModelFiles, folder: Path) -> ModelFiles:
-    """Return a run's network where this process finds it: the copy, else the original.
+@dataclass(frozen=True)
+class Admission:
+    """What a worker has shown that it sees.
 
-    Raises
-    ------
-    UnfitError
-        It is another one by now.
+    Parameters
+    ----------
+    folder : Path
+        The run folder.
+    versions : dict
+        What the run asks for.
     """
-    path = _model_path(files, folder)
-    if not path.exists():  # all processes are on one machine
-        return files
-    copy = identified(replace(files, weights=path))
-    if copy.sha256 != files.sha256:
-        raise UnfitError("sees another network than the run", path, "run again")
-    return copy
 
+    folder: Path
+    versions: Versions
 
-def check_in(folder: Path, token: str) -> None:
-    """Show that this process sees the run folder and is of the run's versions.
+    def network(self, files: ModelFiles, setup: Setup) -> tuple[ModelFiles, Setup]:
+        """Return a run's network where this process finds it, and how it runs it.
 
-    Raises
-    ------
-    UnfitError
-        It does not, or is not.
-    """
-    end = time.monotonic() + _PATIENCE
-    while True:
+        That is the copy in the run folder, if there is one; the threads are the worker's own.
+
+        Raises
+        ------
+        UnfitError
+            It is another network by now, or this machine has no such device, arithmetic or version.
+        """
+        path = _model_path(files, self.folder)
+        if path.exists():
+            copy = identified(replace(files, weights=path))
+            if copy.sha256 != files.sha256:
+                raise UnfitError("sees another network than the run", path, "run again")
+            files = copy
+        threads = own_threads()
+        if threads is None:  # one of our own processes
+            return files, setup
         try:
-            wanted = json.loads((folder / _name(token)).read_bytes())
-            break
-        except OSError as error:
-            if time.monotonic() > end:
-                raise UnfitError(
-                    "does not see the run folder", folder, "let all workers share that disk"
-                ) from error
-            time.sleep(0.1)
-    for package, needed in wanted.items():
-        found = __version__ if package == "tilenet" else versions_here(package)[package]
-        if found != needed:
+            choose(files, device=setup.device, backend=setup.backend, precision=setup.precision)
+        except ModelError as error:
             raise UnfitError(
-                f"has {package} {found}, the run {needed}", "", "install the same on all"
-            )
+                f"cannot run the network on {setup.device}, {setup.backend} {setup.precision}: "
+                f"{error.what}",
+                "",
+                "end it, or start those that can with --resources GPU=1",
+            ) from error
+        return files, replace(setup, threads=threads)
+
+    def check_versions(self, *packages: str) -> None:
+        """Raise UnfitError unless packages are what the run asks for, if it does."""
+        for package in packages:
+            found, needed = _version(package), self.versions.get(package)
+            if needed not in (None, found):
+                raise UnfitError(
+                    f"has {package} {found}, the run {needed}", "", "install the same on all"
+                )
+
+    @classmethod
+    def check_in(cls, folder: Path, token: str) -> Admission:
+        """Show that this process sees the run folder and is of the run's version.
+
+        Raises
+        ------
+        UnfitError
+            It does not, or is not.
+        """
+        end = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                admission = cls(folder, json.loads((folder / _name(token)).read_bytes()))
+                break
+            except OSError as error:
+                if time.monotonic() > end:
+                    raise UnfitError(
+                        "does not see the run folder", folder, "let all workers share that disk"
+                    ) from error
+                time.sleep(0.1)
+        admission.check_versions("tilenet", *_PACKAGES)
+        return admission
 
 
 def check_raster(raster: RasterInfo, read_timeout: float) -> None:

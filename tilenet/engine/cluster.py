@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -412,7 +413,10 @@ def _job_cluster(found: Scheduler, *, insecure: bool) -> tuple[Any, JobQueue]:
         raise _extra("dask-jobqueue", "hpc") from error
     import distributed
 
-    kind = {"slurm": dask_jobqueue.SLURMCluster, "pbs": dask_jobqueue.PBSCluster}[found.kind]
+    kind: Any = {"slurm": dask_jobqueue.SLURMCluster, "pbs": dask_jobqueue.PBSCluster}[found.kind]
+    command = kind.job_cls.submit_command.partition(" ")[0]
+    if shutil.which(command) is None:
+        raise UsageError(f"{command} is not there", "--scheduler", f"submit where {found.kind} is")
     keywords: dict[str, Any] = {"shared_temp_directory": str(path.absolute().parent)}
     keywords |= job_queue.cluster
     keywords["scheduler_options"] = {

@@ -14,7 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from tilenet.config import PredictConfig
-from tilenet.engine.admission import check_in
+from tilenet.engine.admission import Admission
 from tilenet.engine.block import BlockJob, Forwarded, drive
 from tilenet.engine.document import Finished, encode_document, plan_document
 from tilenet.engine.group import FileGroup
@@ -254,9 +254,9 @@ def _group(loaded: _Loaded) -> tuple[str, tuple[int, int]]:
 
 
 def _forward(pack: list[_Loaded], request: Request, spans: Spans) -> None:
-    folder = None if request.meeting is None else Path(request.meeting[0])
+    admission = None if request.meeting is None else _admission(*request.meeting)
     for (dtype, shape), same in groupby(sorted(pack, key=_group), key=_group):
-        session = session_for(request.files, request.setup, dtype, folder)
+        session = session_for(request.files, request.setup, dtype, admission)
         with spans.using(session.lock):
             jobs = [(one.block, session.load(one.pixels)) for one in same if one.block.parts]
             drive(session, jobs, shape)
@@ -350,7 +350,7 @@ def pack_task(
     items, spans = [], Spans()
     pack: list[_Loaded] = []
     if request.meeting is not None:
-        _meet(*request.meeting)
+        _admission(*request.meeting)
 
     def flush() -> None:
         _forward(pack, request, spans)
@@ -387,8 +387,8 @@ def pack_task(
 
 
 @lru_cache(maxsize=8)
-def _meet(folder: str, token: str) -> None:
-    check_in(Path(folder), token)
+def _admission(folder: str, token: str) -> Admission:
+    return Admission.check_in(Path(folder), token)
 
 
 class _noting:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tilenet.classes import NODATA
 from tilenet.engine import spill
-from tilenet.engine.admission import check_in, check_raster, setup_here, the_model
+from tilenet.engine.admission import Admission, check_raster
 from tilenet.engine.block import BlockJob, Forwarded, drive, join
 from tilenet.engine.journal import KILLS, NEIGHBOUR, UNREADABLE, BlockRecord, Invalid
 from tilenet.engine.meter import Spans
@@ -68,7 +68,9 @@ _sessions: dict[tuple[str, Setup, str], Session] = {}
 _sessions_lock = threading.Lock()
 
 
-def session_for(files: ModelFiles, setup: Setup, dtype: str, folder: Path | None = None) -> Session:
+def session_for(
+    files: ModelFiles, setup: Setup, dtype: str, admission: Admission | None = None
+) -> Session:
     """Return this process's session for a model, loading it the first time.
 
     Parameters
@@ -79,8 +81,8 @@ def session_for(files: ModelFiles, setup: Setup, dtype: str, folder: Path | None
         The run's.
     dtype : str
         Numpy name of the pixels.
-    folder : Path, optional
-        Where the run may keep a copy of the model.
+    admission : Admission, optional
+        This worker's to the run.
 
     Raises
     ------
@@ -88,10 +90,12 @@ def session_for(files: ModelFiles, setup: Setup, dtype: str, folder: Path | None
         This worker cannot run it.
     """
     key = (files.sha256, setup, dtype)
+    if admission is not None:
+        admission.check_versions(setup.backend)
     with _sessions_lock:
         if key not in _sessions:
-            here = files if folder is None else the_model(files, folder)
-            _sessions[key] = open_session(here, setup_here(files, setup), dtype)
+            here, own = (files, setup) if admission is None else admission.network(files, setup)
+            _sessions[key] = open_session(here, own, dtype)
         return _sessions[key]
 
 
@@ -213,15 +217,18 @@ class Worker:
         The input.
     store : MaskStore
         The store in progress.
+    admission : Admission or None
+        None without a cluster.
     """
 
     folder: Path
     plan: Plan
     raster: Raster
     store: MaskStore
+    admission: Admission | None = None
 
     @classmethod
-    def at(cls, folder: Path) -> Worker:
+    def at(cls, folder: Path, admission: Admission | None = None) -> Worker:
         """Return the worker of a run folder."""
         plan = Plan.load((folder / PLAN).read_bytes())
         return cls(
@@ -229,13 +236,14 @@ class Worker:
             plan,
             Raster(plan.raster, open_handle, area=plan.area),
             MaskStore(folder / STORE, plan.spec),
+            admission,
         )
 
     @property
     def session(self) -> Session:
         """The network, shared by all runs of this process."""
         plan = self.plan
-        return session_for(plan.model, plan.setup, plan.raster.dtype, self.folder)
+        return session_for(plan.model, plan.setup, plan.raster.dtype, self.admission)
 
     def strips(self, name: str) -> Path:
         """Return the path of a spilled file."""
@@ -340,8 +348,8 @@ class Worker:
 
 @lru_cache(maxsize=8)
 def _worker(folder: str, run: str) -> Worker:
-    check_in(Path(folder), run)  # and a later run of this folder starts from what is on disk
-    worker = Worker.at(Path(folder))
+    # A later run of this folder has another name, and starts from what is on disk.
+    worker = Worker.at(Path(folder), Admission.check_in(Path(folder), run))
     check_raster(worker.plan.raster, worker.plan.read_timeout)
     return worker
 
