@@ -46,7 +46,7 @@ from tilenet.models.store import ModelFiles, find_model
 from tilenet.results import Failure, PredictResult, RunResult, run_result
 from tilenet.sinks import label_path, read_image, warnings_for
 from tilenet.sources import Input, RemoteName, find_inputs, grid_of, named
-from tilenet.strangers import is_collection
+from tilenet.strangers import exists, is_collection
 
 __all__ = ["Failure", "PredictResult", "RunResult", "estimate", "predict"]
 
@@ -196,10 +196,20 @@ def _large(
     large = run_large(plan, out, executor, progress, overwrite=config.overwrite, copy=copy)
     if large.meter.nonfinite:
         _logger.warning("%d scores were not finite and count as 0", large.meter.nonfinite)
+    _say_strips(large.meter)
     seconds = time.perf_counter() - start
     result = run_result(plan, out, large.done, large.meter, seconds, resumed=large.resumed)
     _say_bottleneck(result)
     return result
+
+
+def _say_strips(meter: Meter) -> None:
+    """Say what it cost that blocks are done apart."""
+    moved = meter.strip_bytes_moved
+    _logger.info(
+        "strips took %.1f MB of the run folder; %.1f MB were read on another host than wrote them",
+        meter.strip_bytes / 1e6, moved / 1e6,
+    )  # fmt: skip
 
 
 def _say_bottleneck(result: RunResult) -> None:
@@ -286,6 +296,11 @@ def _predict_one(
         return _run_one(found[0], out, request, progress, cluster)
 
 
+def _seen(job: Job) -> Job:
+    """Note, for workers on other machines, whether an input is there."""
+    return replace(job, seen=not isinstance(job.path, RemoteName) and exists(job.path))
+
+
 def _pack_one(job: Job, request: Request, cluster: Executor | None) -> tuple[PackItem, Spans]:
     """Plan a raster, and segment it if it is small: here, or where the network can run."""
     task = partial(pack_task, named=True)
@@ -295,7 +310,7 @@ def _pack_one(job: Job, request: Request, cluster: Executor | None) -> tuple[Pac
     config = request.config
     if config.into is not None:  # a worker may stand elsewhere
         config = config.model_copy(update={"into": config.into.absolute()})
-    there = Job(job.path.absolute(), job.out.absolute())
+    there = _seen(Job(job.path.absolute(), job.out.absolute()))
     place = outside(there.out).parent
     with _meeting(replace(request, config=config), cluster, place) as asked:
         [([item], spans)] = run_many(cluster, task, [([there], asked)])
@@ -326,6 +341,8 @@ def _run_one(
         progress(finished, total)
 
     if item.done is not None:
+        if config.dask_report is not None and cluster is None:
+            _logger.warning("no Dask report: one block needs no cluster")
         if item.plan.area is not None and not item.resumed:
             _say_savings(item.plan)
         advance(total)
@@ -441,6 +458,8 @@ def _predict_many(
         cluster = stack.enter_context(_cluster(config))
         request = _request(config, None, cluster=cluster)
         request = stack.enter_context(_meeting(request, cluster, out.absolute()))
+        if cluster is not None:
+            jobs = [_seen(job) for job in jobs]
         executor = stack.enter_context(_executor(config, len(jobs) // _PACK, cluster))
         packs = ((pack, request) for pack in batched(jobs, _PACK))
         for items, spans in run_many(executor, pack_task, packs):

@@ -284,12 +284,12 @@ def _introduce() -> str:
 def _check_versions(client: Any) -> None:
     """Raise UnfitError if a worker cannot load this tilenet."""
     for address, found in sorted(client.run(_introduce, on_error="return").items()):
-        if isinstance(found, (ImportError, AttributeError)):
-            what = f"cannot load tilenet: {found}"
-        elif isinstance(found, str) and found != __version__:
+        if isinstance(found, (OSError, TimeoutError)) or found == __version__:
+            continue  # of the two errors: it is going, or gone
+        if isinstance(found, Exception):
+            what = f"cannot load tilenet {__version__}: {found}"
+        else:
             what = f"has tilenet {found}, the run {__version__}"
-        else:  # an error of another kind: it is going, or gone
-            continue
         raise UnfitError(f"the worker {address} {what}", "", "install the same on all")
 
 
@@ -481,6 +481,8 @@ def open_executor(
         It does not answer.
     """
     found = parse_scheduler(scheduler)
+    if report is not None and not report.parent.is_dir():
+        raise UsageError("no such folder", "--dask-report", "choose another place")
     if found.kind == "local" and tasks <= FEW_BLOCKS and report is None:
         threads = _Threads()
         try:

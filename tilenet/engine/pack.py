@@ -32,12 +32,13 @@ from tilenet.engine.plan import Format, Plan, format_of, make_plan
 from tilenet.engine.reading import read_window
 from tilenet.engine.runfolder import locked, remove_run_folder, run_folder
 from tilenet.engine.task import STORE, files_of, record_of, session_for, unreadable
-from tilenet.errors import InputError, OutputError, TilenetError, UsageError
+from tilenet.errors import InputError, OutputError, TilenetError, UnfitError, UsageError
 from tilenet.geometry import Window
 from tilenet.models.session import NetworkShape, Setup
 from tilenet.models.store import ModelFiles
 from tilenet.sinks import MaskStore, read_image
 from tilenet.sources import Grid, Raster, RasterInfo, RemoteName, View, area_of, open_raster
+from tilenet.strangers import exists
 from tilenet.watchdog import watched
 
 __all__ = ["Job", "PackItem", "Request", "open_job", "pack_task", "plan_for"]
@@ -87,10 +88,13 @@ class Job:
         The raster.
     out : Path
         The mask; without an ending if the raster decides its format.
+    seen : bool
+        It is there, as whoever asks sees it: a worker that does not is unfit.
     """
 
     path: Path | RemoteName
     out: Path
+    seen: bool = False
 
 
 @dataclass(slots=True)
@@ -363,6 +367,8 @@ def pack_task(
         pack.clear()
 
     for job in jobs:
+        if job.seen and not exists(job.path):
+            raise UnfitError("does not see the input", job.path, "let all workers share that disk")
         item = PackItem(job)
         items.append(item)
         with _noting(item), closing(open_job(job, request)) as raster:
