@@ -179,7 +179,14 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     format: Annotated[str | None, typer.Option(help="zarr, cog, ome-tiff or png.")] = None,
     zarr_format: Annotated[str | None, typer.Option(help="auto, 2 or 3.")] = None,
     scheduler: Annotated[
-        str | None, typer.Option(help="local, processes:N, tcp://host:port, tls://host:port.")
+        str | None,
+        typer.Option(
+            help="local, processes:N, cuda, tls://…, tcp://…, file:PATH, slurm:FILE, pbs:FILE, "
+            "k8s:NAME."
+        ),
+    ] = None,
+    dask_report: Annotated[
+        Path | None, typer.Option(help="Write Dask's performance report, HTML, here.")
     ] = None,
     part: Annotated[
         str | None, typer.Option(help="Do share I/N of the work; auto: as the job array says.")
@@ -246,7 +253,8 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         "plane": plane, "variable": variable, "bands": bands, "scaling": scaling, "aoi": aoi,
         "within": within,
         "threshold": threshold, "probabilities": probabilities, "format": format,
-        "zarr_format": zarr_format, "scheduler": scheduler, "part": part,
+        "zarr_format": zarr_format, "scheduler": scheduler, "dask_report": dask_report,
+        "part": part,
         "block": block, "chunk": chunk, "stac": stac,
         "skip_nodata": False if no_skip else None, "overwrite": overwrite,
         "strict": strict, "read_timeout": read_timeout, "allow_remote": allow_remote,

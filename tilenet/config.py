@@ -125,7 +125,10 @@ class PredictConfig(BaseModel):
     zarr_format : {"auto", "2", "3"}
         "auto": 3 for georeferenced input, else 2.
     scheduler : str
-        "local", "processes:N", "tcp://host:port".
+        "local", "processes:N", "cuda", "tcp://host:port", "tls://host:port", "file:PATH",
+        "slurm:FILE", "pbs:FILE" or "k8s:NAME".
+    dask_report : Path or None
+        Where Dask's performance report goes, an HTML file.
     part : Part or None
         The share of the work to do, ``I/N`` with I from 1, or "auto": what SLURM, AWS Batch or
         Kubernetes say of this task. Never changes the result.
@@ -183,6 +186,7 @@ class PredictConfig(BaseModel):
     format: Literal["zarr", "cog", "png", "ome-tiff"] | None = None
     zarr_format: Literal["auto", "2", "3"] = "auto"
     scheduler: str = "local"
+    dask_report: Annotated[Path, AfterValidator(_absolute)] | None = None
     part: Annotated[Part | None, BeforeValidator(_part)] = None
     block: Annotated[int, Field(ge=1)] | None = None
     chunk: Annotated[int, Field(ge=1, le=8192)] = DEFAULT_CHUNK

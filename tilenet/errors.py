@@ -4,6 +4,7 @@
 
     TilenetError
     |-- UsageError       2  the command line or a config value is off
+    |   `-- UnfitError   2  a worker does not see what the run sees, or is of another version
     |-- InputError       3  bad or unsupported input (also FileNotFoundError's meaning)
     |-- ModelError       4  the model, or the machine's backend, does not fit
     |-- OutputError      5  the output exists, is foreign or busy
@@ -38,6 +39,7 @@ __all__ = [
     "OutputError",
     "ResourceError",
     "TilenetError",
+    "UnfitError",
     "UsageError",
     "VerifyError",
     "blame",
@@ -104,6 +106,10 @@ class UsageError(TilenetError):
     """The command line or a config value is off."""
 
     code = 2
+
+
+class UnfitError(UsageError):
+    """A worker does not see what the run sees, or is of another version."""
 
 
 class InputError(TilenetError):

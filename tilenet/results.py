@@ -93,6 +93,8 @@ class RunResult:
     `forward_seconds` is wall time with a forward running, `wait_seconds` the rest, in which the
     network waited; `read_seconds`, `write_seconds` and `queue_seconds` (pixels that waited for the
     network) are added up over threads. `efficiency` is the share of the time with a forward.
+    `strip_bytes` of strips and halves of blocks went to the run folder; `strip_bytes_moved` of them
+    were read on another host than wrote them.
     `read_amplification` is planned, not measured: see `tilenet.engine.reading`.
     A `part` of a mask is `complete` when every other one is done too. Until then nothing is at
     `output`; `classes` are those of the blocks that are done, `invalid` what failed in this part.
@@ -117,6 +119,7 @@ class RunResult:
     invalid: tuple[Invalid, ...]
     nonfinite_scores: int
     strip_bytes: int
+    strip_bytes_moved: int
     seconds: float
     forward_seconds: float
     read_seconds: float
@@ -279,6 +282,7 @@ def run_result(
         invalid=done.invalid[:_MAX_LISTED],
         nonfinite_scores=meter.nonfinite,
         strip_bytes=meter.strip_bytes,
+        strip_bytes_moved=meter.strip_bytes_moved,
         seconds=round(seconds, 4),
         forward_seconds=round(forward, 4),
         read_seconds=round(meter.read_seconds, 4),

@@ -9,8 +9,14 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-__all__ = ["Meter", "Spans", "peak_rss"]
+__all__ = ["Meter", "Spans", "host_of", "peak_rss"]
+
+
+def host_of(worker: str) -> str:
+    """Return the host in a worker's address; "" for this process."""
+    return "" if worker.startswith("inproc:") else urlsplit(worker).hostname or ""
 
 
 def peak_rss() -> int:
@@ -43,6 +49,12 @@ class Spans:
         Scores that were NaN or infinite.
     strip_bytes : int
         Bytes of strips and halves written.
+    strip_reads : list of (int, int)
+        Which block's strips and halves were read, and how many bytes.
+    pixels : int
+        Pixels of masks finished.
+    worker : str
+        Dask's address of the process, "" without Dask.
     pid, rss : int
         Process and its peak memory in bytes.
     """
@@ -54,6 +66,9 @@ class Spans:
     forwarded: int = 0
     nonfinite: int = 0
     strip_bytes: int = 0
+    strip_reads: list[tuple[int, int]] = field(default_factory=list)
+    pixels: int = 0
+    worker: str = ""
     pid: int = field(default_factory=os.getpid)
     rss: int = 0
 
@@ -116,6 +131,8 @@ class Meter:
         Added up over threads and processes.
     tiles_forwarded, nonfinite, strip_bytes : int
         Totals.
+    strip_bytes_moved : int
+        Of these, what was read on another host than wrote it.
     """
 
     read_seconds: float = 0.0
@@ -124,10 +141,11 @@ class Meter:
     tiles_forwarded: int = 0
     nonfinite: int = 0
     strip_bytes: int = 0
+    strip_bytes_moved: int = 0
     _forward_end: float = 0.0
     _forward_seconds: float = 0.0
     _pending: list[tuple[float, float]] = field(default_factory=list)
-    _rss: dict[int, int] = field(default_factory=dict)
+    _rss: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def add(self, spans: Spans) -> None:
         """Add one task."""
@@ -137,7 +155,8 @@ class Meter:
         self.tiles_forwarded += spans.forwarded
         self.nonfinite += spans.nonfinite
         self.strip_bytes += spans.strip_bytes
-        self._rss[spans.pid] = max(self._rss.get(spans.pid, 0), spans.rss)
+        process = host_of(spans.worker), spans.pid
+        self._rss[process] = max(self._rss.get(process, 0), spans.rss)
         self._pending += spans.forward
         if len(self._pending) > 4096:
             self._fold(keep=1024)
@@ -162,4 +181,4 @@ class Meter:
     @property
     def peak_rss_bytes(self) -> int:
         """Peak memory of all processes, added up."""
-        return sum((self._rss | {os.getpid(): peak_rss()}).values())
+        return sum((self._rss | {("", os.getpid()): peak_rss()}).values())

@@ -10,13 +10,16 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tilenet.engine.admission import Versions
 from tilenet.engine.cluster import Executor, WorkersDied
 from tilenet.engine.meter import Spans
 from tilenet.errors import ResourceError
+from tilenet.models.session import Setup
+from tilenet.models.store import ModelFiles
 
 __all__ = ["Work", "take_turns"]
 
@@ -70,11 +73,32 @@ class _Run:
             self.events.put((self, "raised", error))
 
     @property
+    def elsewhere(self) -> bool:
+        return self.shared.elsewhere
+
+    @property
+    def versions(self) -> Versions:
+        return self.shared.versions
+
+    @property
+    def places(self) -> Mapping[str, str]:
+        return self.shared.places
+
+    @property
     def workers(self) -> int:
         return self.shared.workers
 
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return self.shared.submit(function, *arguments)
+    def choose(self, files: ModelFiles, wanted: dict[str, Any]) -> Setup:
+        return self.shared.choose(files, wanted)
+
+    def submit(
+        self,
+        function: Callable[..., Any],
+        *arguments: Any,
+        network: bool = True,
+        near: tuple[str, ...] = (),
+    ) -> Any:
+        return self.shared.submit(function, *arguments, network=network, near=near)
 
     def result(self, future: Any) -> Any:
         try:
