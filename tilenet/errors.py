@@ -247,7 +247,7 @@ def error_of_one(error: Exception, where: object) -> TilenetError | None:
         system = ours.__cause__
         ours.__cause__ = ours.__context__ = None  # they hold on to what was in memory
         denied = isinstance(system, OSError) and system.errno in (errno.EACCES, errno.EPERM)
-        shared = isinstance(ours, ResourceError | ClusterError) and not denied
+        shared = isinstance(ours, ResourceError | ClusterError | UnfitError) and not denied
         return None if shared else ours.with_traceback(None)
     except Exception as defect:
         place = traceback.extract_tb(defect.__traceback__)[-1]
