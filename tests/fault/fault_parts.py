@@ -55,9 +55,9 @@ class _Round:
         return self.failures
 
     def _deal(self) -> list[str]:
-        """Return all parts of some count in any order, and at times a whole run."""
-        count = self.dice.choice(_COUNTS)
-        parts = [f"{k}/{count}" for k in range(1, count + 1)]
+        """Return all parts of a count, at times of two, in any order, and at times a whole run."""
+        counts = self.dice.sample(_COUNTS, self.dice.choice((1, 1, 2)))
+        parts = [f"{k}/{count}" for count in counts for k in range(1, count + 1)]
         if self.dice.random() < 0.2:
             parts.append("")
         self.dice.shuffle(parts)
