@@ -37,6 +37,7 @@ from tilenet.models.session import NetworkShape, Setup
 from tilenet.models.store import ModelFiles
 from tilenet.sinks import MaskStore, read_image
 from tilenet.sources import Grid, Raster, RasterInfo, RemoteName, View, area_of, open_raster
+from tilenet.stops import is_stopping
 from tilenet.watchdog import watched
 
 __all__ = ["ENDINGS", "Job", "PackItem", "Request", "open_job", "pack_task", "plan_for"]
@@ -359,6 +360,8 @@ def pack_task(
         pack.clear()
 
     for job in jobs:
+        if is_stopping():
+            break
         item = PackItem(job)
         items.append(item)
         with _noting(item), closing(open_job(job, request)) as raster:
