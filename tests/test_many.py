@@ -15,7 +15,7 @@ from pathlib import Path
 import networks
 import numpy as np
 import pytest
-from rasters import picture, write_tif
+from rasters import picture, write_image, write_tif
 
 from tilenet import durable
 from tilenet.api import predict
@@ -329,6 +329,30 @@ def test_a_signal_ends_both(scenes, model, alone, environment, tmp_path, number,
     assert cli(*arguments(scenes, out, model)).code == 0
     assert made(out) == alone
     assert hidden(out) == []
+
+
+def test_a_signal_ends_a_pack(model, environment, tmp_path):
+    """Hundreds of small rasters in one task: it ends at the next one."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import time\nfrom tilenet.sources.raster import Raster\nread = Raster.read\n"
+        "def slow(*arguments):\n    time.sleep(1)\n    return read(*arguments)\n"
+        "Raster.read = slow\n"
+    )
+    for k in range(60):
+        write_image(tmp_path / "in" / f"{k}.png", picture(30, 40, seed=k))
+    path = os.pathsep.join([str(tmp_path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tilenet", *map(str, arguments(tmp_path / "in", tmp_path / "m",
+         model))], env={**environment, "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert "tilenet: model" in process.stderr.readline()
+    time.sleep(1.5)
+    start = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=100)
+    assert time.monotonic() - start < 10
+    assert process.returncode == 143
+    assert "interrupted" in err
 
 
 KILLER = """

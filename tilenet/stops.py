@@ -12,7 +12,7 @@ from typing import Any
 
 from tilenet.errors import InterruptError
 
-__all__ = ["stopping_on_signals"]
+__all__ = ["is_stopping", "stopping_on_signals"]
 
 _SOON = 0.01  # seconds
 _raised: list[InterruptError] = []
@@ -54,6 +54,11 @@ def _send(number: int) -> None:
         signal.pthread_kill(main, number)
 
 
+def is_stopping() -> bool:
+    """Return whether a signal has stopped this process: threads may end what nobody awaits."""
+    return bool(_raised)
+
+
 @contextmanager
 def stopping_on_signals() -> Iterator[None]:
     """Raise InterruptError in the main thread at SIGINT and SIGTERM.
@@ -71,6 +76,7 @@ def stopping_on_signals() -> Iterator[None]:
             raise _raised[0] from error
         raise
     finally:
+        _raised.clear()
         sys.unraisablehook = hook
         for number, handler in zip(numbers, before, strict=True):
             if signal.getsignal(number) is _stop:

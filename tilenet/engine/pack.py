@@ -45,6 +45,7 @@ from tilenet.models.session import NetworkShape, Setup
 from tilenet.models.store import ModelFiles
 from tilenet.sinks import MaskStore, read_image
 from tilenet.sources import Grid, Raster, RasterInfo, RemoteName, View, area_of, open_raster
+from tilenet.stops import is_stopping
 from tilenet.strangers import exists
 from tilenet.watchdog import watched
 
@@ -377,6 +378,8 @@ def pack_task(
         pack.clear()
 
     for job in jobs:
+        if is_stopping():
+            break
         if job.seen and not exists(str(job.path)):
             raise UnfitError("does not see the input", job.path, "let all workers share that disk")
         item = PackItem(job)

@@ -11,7 +11,7 @@ from tilenet.engine.pack import ENDINGS, Job
 from tilenet.engine.plan import Format
 from tilenet.engine.runfolder import run_folder
 from tilenet.errors import TilenetError, without_secrets
-from tilenet.sinks import documents
+from tilenet.sinks import document
 from tilenet.strangers import is_store, parse_json
 
 __all__ = ["finished_mask"]
@@ -35,8 +35,8 @@ def finished_mask(job: Job, wanted: Format | None, *, named: bool = False) -> Pa
     for out in [job.out] if named else _names(job.out, ENDINGS if wanted is None else [wanted]):
         if run_folder(out).exists():  # what a crash left is for the run to sweep
             continue
-        document = _document(out)
-        if _is_of(document, job) and not document["invalid"]:
+        said = _said(out)
+        if _is_of(said, job) and not said["invalid"]:
             return out
     return None
 
@@ -45,18 +45,17 @@ def _names(stem: Path, formats: Iterable[Format]) -> list[Path]:
     return [stem.with_name(stem.name + ENDINGS[one]) for one in formats]
 
 
-def _document(out: Path) -> dict[str, Any]:
+def _said(out: Path) -> dict[str, Any]:
     """Return what a mask says of its run; nothing if there is none of ours."""
     try:
         if is_store(out):
-            return dict(parse_json(documents(out)["plan"]))
+            return dict(parse_json(document(out, "plan")))
         found = read_sidecar(out)
         return found if found is not None and found["size"] == out.stat().st_size else {}
     except (TilenetError, OSError, ValueError, KeyError, TypeError):
         return {}  # the run says what is wrong with it
 
 
-def _is_of(document: dict[str, Any], job: Job) -> bool:
-    if "pixels" not in document:
-        return False
-    return bool(document["recipe"]["input"] == without_secrets(str(job.path.absolute())))
+def _is_of(said: dict[str, Any], job: Job) -> bool:
+    made_of = said.get("recipe", {}).get("input")
+    return "pixels" in said and bool(made_of == without_secrets(str(job.path.absolute())))
