@@ -296,9 +296,13 @@ def _predict_one(
         return _run_one(found[0], out, request, progress, cluster)
 
 
-def _seen(job: Job) -> Job:
-    """Note, for workers on other machines, whether an input is there."""
-    return replace(job, seen=not isinstance(job.path, RemoteName) and exists(job.path))
+def _seen(jobs: list[Job], cluster: Executor | None) -> list[Job]:
+    """Note, for workers on other machines, which inputs are there."""
+    if cluster is None:
+        return jobs
+    return [
+        replace(job, seen=not isinstance(job.path, RemoteName) and exists(job.path)) for job in jobs
+    ]
 
 
 def _pack_one(job: Job, request: Request, cluster: Executor | None) -> tuple[PackItem, Spans]:
@@ -310,7 +314,7 @@ def _pack_one(job: Job, request: Request, cluster: Executor | None) -> tuple[Pac
     config = request.config
     if config.into is not None:  # a worker may stand elsewhere
         config = config.model_copy(update={"into": config.into.absolute()})
-    there = _seen(Job(job.path.absolute(), job.out.absolute()))
+    [there] = _seen([Job(job.path.absolute(), job.out.absolute())], cluster)
     place = outside(there.out).parent
     with _meeting(replace(request, config=config), cluster, place) as asked:
         [([item], spans)] = run_many(cluster, task, [([there], asked)])
@@ -458,8 +462,7 @@ def _predict_many(
         cluster = stack.enter_context(_cluster(config))
         request = _request(config, None, cluster=cluster)
         request = stack.enter_context(_meeting(request, cluster, out.absolute()))
-        if cluster is not None:
-            jobs = [_seen(job) for job in jobs]
+        jobs = _seen(jobs, cluster)
         executor = stack.enter_context(_executor(config, len(jobs) // _PACK, cluster))
         packs = ((pack, request) for pack in batched(jobs, _PACK))
         for items, spans in run_many(executor, pack_task, packs):

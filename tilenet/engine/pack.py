@@ -367,7 +367,7 @@ def pack_task(
         pack.clear()
 
     for job in jobs:
-        if job.seen and not exists(job.path):
+        if job.seen and not exists(str(job.path)):
             raise UnfitError("does not see the input", job.path, "let all workers share that disk")
         item = PackItem(job)
         items.append(item)
