@@ -448,7 +448,7 @@ def _kubernetes_cluster(found: Scheduler) -> Any:
         raise _extra("dask-kubernetes", "k8s") from error
     namespace, _, name = found.place.rpartition("/")
     try:
-        return KubeCluster.from_name(name, namespace=namespace or None)
+        return KubeCluster.from_name(name, namespace=namespace or None, quiet=True)
     except Exception as error:
         # Its own, the Kubernetes client's, httpx's and the system's errors alike.
         raise ClusterError(
@@ -510,7 +510,7 @@ def open_executor(
             raise ClusterError("no worker has come", scheduler, "start dask worker") from error
         if found.elsewhere:
             _check_versions(client)
-        _logger.info("counters: %s", _metrics(client))
+        _say_counters(client, ours=not found.elsewhere or found.kind in _OURS)
         if report is not None:
             stack.enter_context(_reporting(client, report))
         patience = _PATIENCE if found.kind in _OURS else 1
@@ -543,9 +543,13 @@ def _target(found: Scheduler, *, insecure: bool) -> tuple[Any, float, float]:
     return target, _WAIT, _GRACE
 
 
-def _metrics(client: Any) -> str:
-    """Return where Dask's scheduler shows its counters; each worker does so at its own port."""
-    return str(client.dashboard_link).removesuffix("/status") + "/metrics"
+def _say_counters(client: Any, *, ours: bool) -> None:
+    """Say where Dask's scheduler shows its counters; each worker does so at its own port."""
+    info = client.scheduler_info(n_workers=1)
+    port = info["services"].get("dashboard")
+    host = "127.0.0.1" if ours else urlsplit(info["address"]).hostname
+    if port:
+        _logger.info("counters: http://%s:%d/metrics", host, port)
 
 
 @contextmanager
