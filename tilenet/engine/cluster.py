@@ -64,10 +64,10 @@ FEW_BLOCKS = 256
 """So many need no cluster: importing distributed costs 1 s, its cluster 30 MB and 1 ms a task."""
 
 # A process that dies takes all its tasks with it. One under which two have died is suspect, is
-# tried alone when all else is done, and given up when it has taken so many more with it. On
-# clusters that are not ours Dask's own limit counts, of three deaths before a task is suspect.
+# tried alone when all else is done, and given up when it has taken so many more with it. Where
+# workers come and go, Dask's own limit counts: a task is suspect after four deaths, not two.
 _DEATHS, _PATIENCE = 2, 2
-_OURS = ("processes", "cuda", "slurm", "pbs")
+_HERE = ("local", "processes", "cuda", "slurm", "pbs")  # whose scheduler is on this machine
 _LOOK, _GRACE = 5.0, 30.0  # seconds between looks at the cluster; without workers at the most
 _WAIT, _FILE_WAIT = 60.0, 15.0  # for the first worker; for a scheduler's file
 _RESUMES = "a rerun resumes"
@@ -419,9 +419,8 @@ def _job_cluster(found: Scheduler, *, insecure: bool) -> tuple[Any, JobQueue]:
         raise UsageError(f"{command} is not there", "--scheduler", f"submit where {found.kind} is")
     keywords: dict[str, Any] = {"shared_temp_directory": str(path.absolute().parent)}
     keywords |= job_queue.cluster
-    keywords["scheduler_options"] = {
-        "dashboard_address": "127.0.0.1:0", "allowed_failures": _DEATHS - 1,
-    } | keywords.get("scheduler_options", {})  # fmt: skip
+    options = {"dashboard_address": "127.0.0.1:0"} | keywords.get("scheduler_options", {})
+    keywords["scheduler_options"] = options
     if not insecure:
         own = distributed.Security()
         ready = own.get_connection_args("scheduler").get("ssl_context") is not None
@@ -510,10 +509,10 @@ def open_executor(
             raise ClusterError("no worker has come", scheduler, "start dask worker") from error
         if found.elsewhere:
             _check_versions(client)
-        _say_counters(client, ours=not found.elsewhere or found.kind in _OURS)
+        _say_counters(client, here=found.kind in _HERE)
         if report is not None:
             stack.enter_context(_reporting(client, report))
-        patience = _PATIENCE if found.kind in _OURS else 1
+        patience = _PATIENCE if found.kind in ("processes", "cuda") else 1
         yield _Dask(client, patience, elsewhere=found.elsewhere, grace=grace)
 
 
@@ -543,11 +542,11 @@ def _target(found: Scheduler, *, insecure: bool) -> tuple[Any, float, float]:
     return target, _WAIT, _GRACE
 
 
-def _say_counters(client: Any, *, ours: bool) -> None:
+def _say_counters(client: Any, *, here: bool) -> None:
     """Say where Dask's scheduler shows its counters; each worker does so at its own port."""
     info = client.scheduler_info(n_workers=1)
     port = info["services"].get("dashboard")
-    host = "127.0.0.1" if ours else urlsplit(info["address"]).hostname
+    host = "127.0.0.1" if here else urlsplit(info["address"]).hostname
     if port:
         _logger.info("counters: http://%s:%d/metrics", host, port)
 
