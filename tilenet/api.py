@@ -374,9 +374,13 @@ def _run_part(
     return _result(run, clock)
 
 
-def _seen(job: Job) -> Job:
-    """Note, for workers on other machines, whether an input is there."""
-    return replace(job, seen=not isinstance(job.path, RemoteName) and exists(job.path))
+def _seen(jobs: list[Job], cluster: Executor | None) -> list[Job]:
+    """Note, for workers on other machines, which inputs are there."""
+    if cluster is None:
+        return jobs
+    return [
+        replace(job, seen=not isinstance(job.path, RemoteName) and exists(job.path)) for job in jobs
+    ]
 
 
 def _pack_one(job: Job, request: Request, cluster: Executor | None) -> tuple[PackItem, Spans]:
@@ -388,7 +392,7 @@ def _pack_one(job: Job, request: Request, cluster: Executor | None) -> tuple[Pac
     config = request.config
     if config.into is not None:  # a worker may stand elsewhere
         config = config.model_copy(update={"into": config.into.absolute()})
-    there = _seen(Job(job.path.absolute(), job.out.absolute()))
+    [there] = _seen([Job(job.path.absolute(), job.out.absolute())], cluster)
     place = outside(there.out).parent
     with _meeting(replace(request, config=config), cluster, place) as asked:
         [([item], spans)] = run_many(cluster, task, [([there], asked)])
@@ -626,8 +630,7 @@ def _predict_many(
             request = _request(config, None, cluster=cluster)
             request = stack.enter_context(_meeting(request, cluster, out.absolute()))
             executor = stack.enter_context(_executor(config, len(left) // _PACK, cluster))
-            asked = left if cluster is None else [_seen(job) for job in left]
-            many = _Many(asked, request, clock, tracker)
+            many = _Many(_seen(left, cluster), request, clock, tracker)
             many.drive(executor)
     wrong = [error for error in many.failed.values() if isinstance(error, UsageError)]
     if len(wrong) == len(left):

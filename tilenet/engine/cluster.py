@@ -64,10 +64,10 @@ FEW_BLOCKS = 256
 """So many need no cluster: importing distributed costs 1 s, its cluster 30 MB and 1 ms a task."""
 
 # A process that dies takes all its tasks with it. One under which two have died is suspect, is
-# tried alone when all else is done, and given up when it has taken so many more with it. On
-# clusters that are not ours Dask's own limit counts, of three deaths before a task is suspect.
+# tried alone when all else is done, and given up when it has taken so many more with it. Where
+# workers come and go, Dask's own limit counts: a task is suspect after four deaths, not two.
 _DEATHS, _PATIENCE = 2, 2
-_OURS = ("processes", "cuda", "slurm", "pbs")
+_HERE = ("local", "processes", "cuda", "slurm", "pbs")  # whose scheduler is on this machine
 _LOOK, _GRACE = 5.0, 30.0  # seconds between looks at the cluster; without workers at the most
 _WAIT, _FILE_WAIT = 60.0, 15.0  # for the first worker; for a scheduler's file
 _RESUMES = "a rerun resumes"
@@ -431,9 +431,8 @@ def _job_cluster(found: Scheduler, *, insecure: bool) -> tuple[Any, JobQueue]:
         raise UsageError(f"{command} is not there", "--scheduler", f"submit where {found.kind} is")
     keywords: dict[str, Any] = {"shared_temp_directory": str(path.absolute().parent)}
     keywords |= job_queue.cluster
-    keywords["scheduler_options"] = {
-        "dashboard_address": "127.0.0.1:0", "allowed_failures": _DEATHS - 1,
-    } | keywords.get("scheduler_options", {})  # fmt: skip
+    options = {"dashboard_address": "127.0.0.1:0"} | keywords.get("scheduler_options", {})
+    keywords["scheduler_options"] = options
     if not insecure:
         own = distributed.Security()
         ready = own.get_connection_args("scheduler").get("ssl_context") is not None
@@ -460,7 +459,7 @@ def _kubernetes_cluster(found: Scheduler) -> Any:
         raise _extra("dask-kubernetes", "k8s") from error
     namespace, _, name = found.place.rpartition("/")
     try:
-        return KubeCluster.from_name(name, namespace=namespace or None)
+        return KubeCluster.from_name(name, namespace=namespace or None, quiet=True)
     except Exception as error:
         # Its own, the Kubernetes client's, httpx's and the system's errors alike.
         raise ClusterError(
@@ -522,10 +521,10 @@ def open_executor(
             raise ClusterError("no worker has come", scheduler, "start dask worker") from error
         if found.elsewhere:
             _check_versions(client)
-        _logger.info("counters: %s", _metrics(client))
+        _say_counters(client, here=found.kind in _HERE)
         if report is not None:
             stack.enter_context(_reporting(client, report))
-        patience = _PATIENCE if found.kind in _OURS else 1
+        patience = _PATIENCE if found.kind in ("processes", "cuda") else 1
         yield _Dask(client, patience, elsewhere=found.elsewhere, grace=grace)
 
 
@@ -555,9 +554,13 @@ def _target(found: Scheduler, *, insecure: bool) -> tuple[Any, float, float]:
     return target, _WAIT, _GRACE
 
 
-def _metrics(client: Any) -> str:
-    """Return where Dask's scheduler shows its counters; each worker does so at its own port."""
-    return str(client.dashboard_link).removesuffix("/status") + "/metrics"
+def _say_counters(client: Any, *, here: bool) -> None:
+    """Say where Dask's scheduler shows its counters; each worker does so at its own port."""
+    info = client.scheduler_info(n_workers=1)
+    port = info["services"].get("dashboard")
+    host = "127.0.0.1" if here else urlsplit(info["address"]).hostname
+    if port:
+        _logger.info("counters: http://%s:%d/metrics", host, port)
 
 
 @contextmanager
