@@ -19,7 +19,15 @@ from tilenet.engine.worker import prepare
 from tilenet.errors import ClusterError, TilenetError, UsageError, convert_errors
 from tilenet.quiet import quiet_dask
 
-__all__ = ["FEW_BLOCKS", "Executor", "WorkersDied", "next_done", "open_executor", "worker_count"]
+__all__ = [
+    "FEW_BLOCKS",
+    "Executor",
+    "NotHere",
+    "WorkersDied",
+    "next_done",
+    "open_executor",
+    "worker_count",
+]
 
 THREADS = 3
 """Per worker process: one computes, one reads ahead, one joins and writes."""
@@ -31,11 +39,16 @@ FEW_BLOCKS = 256
 # tried alone when all else is done, and given up when it has taken so many more with it.
 _DEATHS, _PATIENCE = 2, 2
 _LOOK, _GRACE = 5.0, 30.0  # seconds between looks at the cluster; without workers at the most
+_FETCH = 2.0  # seconds: a report is small, but its worker may be cut off, and all others wait
 _RESUMES = "a rerun resumes"
 
 
 class WorkersDied(Exception):
     """The processes that took a task died, one after the other."""
+
+
+class NotHere(Exception):
+    """A task is done, but its worker does not answer: its result comes later, or is made again."""
 
 
 class Executor(Protocol):
@@ -48,7 +61,13 @@ class Executor(Protocol):
         """Start a task; returns a future with `add_done_callback`."""
 
     def result(self, future: Any) -> Any:
-        """Return what a finished task gave, or raise what it could not do."""
+        """Return what a finished task gave, or raise what it could not do.
+
+        Raises
+        ------
+        NotHere
+            It cannot be had yet.
+        """
 
     def check(self) -> None:
         """Raise ClusterError if the workers have been gone for some time."""
@@ -93,7 +112,9 @@ class _Dask:
 
     def result(self, future: Any) -> Any:
         try:
-            result = future.result()
+            result = future.result(timeout=_FETCH)
+        except TimeoutError as error:
+            raise NotHere from error
         except (CancelledError, OSError) as error:  # a task's own error is a value
             raise ClusterError("a task was lost", "--scheduler", _RESUMES) from error
         except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -27,6 +28,10 @@ def peak_rss() -> int:
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
+def _process() -> str:
+    return f"{platform.node()}:{os.getpid()}"
+
+
 @dataclass
 class Spans:
     """What one task measured, as plain values that travel between processes.
@@ -43,8 +48,10 @@ class Spans:
         Scores that were NaN or infinite.
     strip_bytes : int
         Bytes of strips and halves written.
-    pid, rss : int
-        Process and its peak memory in bytes.
+    process : str
+        Host and process; hosts that are containers count their processes from 1.
+    rss : int
+        Its peak memory in bytes.
     """
 
     forward: list[tuple[float, float]] = field(default_factory=list)
@@ -54,7 +61,7 @@ class Spans:
     forwarded: int = 0
     nonfinite: int = 0
     strip_bytes: int = 0
-    pid: int = field(default_factory=os.getpid)
+    process: str = field(default_factory=_process)
     rss: int = 0
 
     @contextmanager
@@ -127,7 +134,7 @@ class Meter:
     _forward_end: float = 0.0
     _forward_seconds: float = 0.0
     _pending: list[tuple[float, float]] = field(default_factory=list)
-    _rss: dict[int, int] = field(default_factory=dict)
+    _rss: dict[str, int] = field(default_factory=dict)
 
     def add(self, spans: Spans) -> None:
         """Add one task."""
@@ -137,7 +144,7 @@ class Meter:
         self.tiles_forwarded += spans.forwarded
         self.nonfinite += spans.nonfinite
         self.strip_bytes += spans.strip_bytes
-        self._rss[spans.pid] = max(self._rss.get(spans.pid, 0), spans.rss)
+        self._rss[spans.process] = max(self._rss.get(spans.process, 0), spans.rss)
         self._pending += spans.forward
         if len(self._pending) > 4096:
             self._fold(keep=1024)
@@ -162,4 +169,4 @@ class Meter:
     @property
     def peak_rss_bytes(self) -> int:
         """Peak memory of all processes, added up."""
-        return sum((self._rss | {os.getpid(): peak_rss()}).values())
+        return sum((self._rss | {_process(): peak_rss()}).values())

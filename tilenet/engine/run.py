@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.engine import spill
-from tilenet.engine.cluster import FEW_BLOCKS, Executor, WorkersDied, next_done
+from tilenet.engine.cluster import FEW_BLOCKS, Executor, NotHere, WorkersDied, next_done
 from tilenet.engine.journal import BlockRecord, Journal
 from tilenet.engine.meter import Meter
 from tilenet.engine.plan import Plan
@@ -135,6 +135,10 @@ class _Tasks:
                 task = self._running.pop(future)
                 try:
                     result = self._executor.result(future)
+                except NotHere:
+                    self._running[future] = task
+                    self._done.put(future)
+                    continue
                 except WorkersDied:
                     self._suspects += [replace(task, blocks=(block,)) for block in task.blocks]
                     continue
@@ -242,8 +246,12 @@ def run_many(
             running += 1
         if not running:
             return
+        future = next_done(done, executor)
         try:
-            yield executor.result(next_done(done, executor))
+            yield executor.result(future)
+        except NotHere:
+            done.put(future)
+            continue
         except WorkersDied as error:
             raise ClusterError(
                 "the workers died under a task", "--scheduler", "a rerun resumes"
