@@ -215,6 +215,12 @@ def _client_cut(trial: Trial) -> None:
     trial.cluster.client.plug()
 
 
+def _joining(trial: Trial) -> None:
+    """Host alpha is cut off, and nobody knows yet, when the command asks for workers."""
+    time.sleep(trial.cluster.size.cut)
+    trial.cluster.alpha.plug()
+
+
 def _power(trial: Trial) -> None:
     """Host alpha loses power: no connection is ended."""
     trial.cluster.alpha.lose_power()
@@ -247,6 +253,7 @@ CASES: dict[str, Callable[[Trial], None]] = {
     "silent": _cut(Host.pull, Host.plug),
     "down": _cut(Host.down, Host.up),
     "client": _client_cut,
+    "joining": _joining,
     "frozen": _frozen,
     "power": _power,
     "scheduler": _no_scheduler,
@@ -262,10 +269,12 @@ def try_case(name: str, folder: Path, size: Size) -> tuple[str, dict[str, Any]]:
     figures: dict[str, Any] = {}
     with clustered(folder / name, size) as cluster:
         out = folder / name / "mask.zarr"
+        if name == "joining":
+            cluster.alpha.pull()
         trial = Trial(cluster, out, cluster.predict(out), figures)
         start = time.monotonic()
         try:
-            if not trial.at(0.1):
+            if name != "joining" and not trial.at(0.1):
                 return f"ended early: {end(trial.process).err[-400:]}", figures
             CASES[name](trial)
         finally:

@@ -90,7 +90,11 @@ class Host:
 
     def processes(self, *words: str) -> list[int]:
         """Return the processes of this host whose command lines hold all these words."""
-        place, found = Path(f"/proc/{self.pid}/ns/net").readlink(), []
+        found: list[int] = []
+        try:
+            place = Path(f"/proc/{self.pid}/ns/net").readlink()
+        except OSError:  # without power
+            return found
         for path in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 line = (path / "cmdline").read_bytes().decode(errors="replace")

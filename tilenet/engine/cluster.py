@@ -6,6 +6,7 @@ an in-process cluster, and `processes:N` or `tcp://…` through the same code on
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import time
 from collections.abc import Callable, Iterator
@@ -19,15 +20,7 @@ from tilenet.engine.worker import prepare
 from tilenet.errors import ClusterError, TilenetError, UsageError, convert_errors
 from tilenet.quiet import quiet_dask
 
-__all__ = [
-    "FEW_BLOCKS",
-    "Executor",
-    "NotHere",
-    "WorkersDied",
-    "next_done",
-    "open_executor",
-    "worker_count",
-]
+__all__ = ["FEW_BLOCKS", "Executor", "WorkersDied", "next_done", "open_executor", "worker_count"]
 
 THREADS = 3
 """Per worker process: one computes, one reads ahead, one joins and writes."""
@@ -39,16 +32,11 @@ FEW_BLOCKS = 256
 # tried alone when all else is done, and given up when it has taken so many more with it.
 _DEATHS, _PATIENCE = 2, 2
 _LOOK, _GRACE = 5.0, 30.0  # seconds between looks at the cluster; without workers at the most
-_FETCH = 2.0  # seconds: a report is small, but its worker may be cut off, and all others wait
 _RESUMES = "a rerun resumes"
 
 
 class WorkersDied(Exception):
     """The processes that took a task died, one after the other."""
-
-
-class NotHere(Exception):
-    """A task is done, but its worker does not answer: its result comes later, or is made again."""
 
 
 class Executor(Protocol):
@@ -61,13 +49,7 @@ class Executor(Protocol):
         """Start a task; returns a future with `add_done_callback`."""
 
     def result(self, future: Any) -> Any:
-        """Return what a finished task gave, or raise what it could not do.
-
-        Raises
-        ------
-        NotHere
-            It cannot be had yet.
-        """
+        """Return what a finished task gave, or raise what it could not do."""
 
     def check(self) -> None:
         """Raise ClusterError if the workers have been gone for some time."""
@@ -108,13 +90,17 @@ class _Dask:
         self.workers = max(1, len(client.nthreads()))
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return self._client.submit(_as_value, function, *arguments, pure=False)
+        future = self._client.submit(_as_value, function, *arguments, pure=False)
+        # Fetched beside our own thread, which must neither wait for a worker that is cut off nor
+        # ask for each report alone: the client asks for all at once that are done meanwhile.
+        return asyncio.run_coroutine_threadsafe(self._fetch(future), self._client.loop.asyncio_loop)
+
+    async def _fetch(self, future: Any) -> Any:
+        return await self._client.gather(future, asynchronous=True)
 
     def result(self, future: Any) -> Any:
         try:
-            result = future.result(timeout=_FETCH)
-        except TimeoutError as error:
-            raise NotHere from error
+            result = future.result()
         except (CancelledError, OSError) as error:  # a task's own error is a value
             raise ClusterError("a task was lost", "--scheduler", _RESUMES) from error
         except Exception as error:
@@ -197,6 +183,20 @@ def _is_loopback(address: str) -> bool:
         return False
 
 
+def _check_keys(scheduler: str) -> None:
+    """Raise UsageError if a ``tls://`` scheduler is named and Dask knows no keys to show it."""
+    import distributed
+
+    if not scheduler.startswith("tls:"):
+        return
+    shown = distributed.Security().get_connection_args("client")
+    if shown["ssl_context"] is None:
+        raise UsageError(
+            "no certificate to show to a tls:// scheduler", scheduler,
+            "set distributed.comm.tls.ca-file, client.cert and client.key in Dask's configuration",
+        )  # fmt: skip
+
+
 def _local_cluster(kind: str, number: int) -> Any:
     """Start a cluster of our own; None for one that somebody else has started."""
     import distributed
@@ -252,6 +252,7 @@ def open_executor(scheduler: str, tasks: int, *, insecure: bool = False) -> Iter
     import distributed
 
     quiet_dask()
+    _check_keys(scheduler)
     try:
         cluster = _local_cluster(kind, number)
         client = distributed.Client(cluster or scheduler, timeout=15, set_as_default=False)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.engine import spill
-from tilenet.engine.cluster import FEW_BLOCKS, Executor, NotHere, WorkersDied, next_done
+from tilenet.engine.cluster import FEW_BLOCKS, Executor, WorkersDied, next_done
 from tilenet.engine.journal import BlockRecord, Journal
 from tilenet.engine.meter import Meter
 from tilenet.engine.plan import Plan
@@ -28,7 +28,8 @@ Progress = Callable[[int], None]
 
 _FORWARDS_PER_WORKER = 2
 _TASK_PIXELS, _TASK_BLOCKS = 1 << 21, 64  # of many small blocks: Dask takes 2 ms for a task
-_MAX_JOINS = 16
+_TASKS_PER_WORKER = 16  # at the least: the last ones leave the other workers idle
+_MAX_JOINS = 16  # or as many as workers
 
 
 class _State:
@@ -114,7 +115,8 @@ class _Tasks:
         """Whether another forward may start: joins that pile up hold it back."""
         joins = sum(task.function is join_task for task in self._running.values())
         forwards = len(self._running) - joins
-        return joins <= _MAX_JOINS and forwards < _FORWARDS_PER_WORKER * self._executor.workers
+        workers = self._executor.workers
+        return joins <= max(_MAX_JOINS, workers) and forwards < _FORWARDS_PER_WORKER * workers
 
     def finished(self) -> Iterator[tuple[Callable[..., Any], Any]]:
         """Wait for a task; yield it and all others that are done, with their results.
@@ -135,10 +137,6 @@ class _Tasks:
                 task = self._running.pop(future)
                 try:
                     result = self._executor.result(future)
-                except NotHere:
-                    self._running[future] = task
-                    self._done.put(future)
-                    continue
                 except WorkersDied:
                     self._suspects += [replace(task, blocks=(block,)) for block in task.blocks]
                     continue
@@ -150,9 +148,10 @@ class _Tasks:
         return bool(self._running or self._suspects)
 
 
-def _blocks_per_task(plan: Plan) -> int:
+def _blocks_per_task(plan: Plan, workers: int) -> int:
     lattice = plan.lattice
-    many = min(lattice.blocks // FEW_BLOCKS, _TASK_PIXELS // lattice.core(0).pixels)
+    tasks = max(FEW_BLOCKS, _TASKS_PER_WORKER * workers)
+    many = min(lattice.blocks // tasks, _TASK_PIXELS // lattice.core(0).pixels)
     return max(1, min(_TASK_BLOCKS, many))
 
 
@@ -181,7 +180,7 @@ def run_blocks(
     """
     meter, state = Meter(), _State(plan, folder, journal)
     tasks = _Tasks(executor, (str(folder.resolve()), secrets.token_hex(8)))
-    share = _blocks_per_task(plan)
+    share = _blocks_per_task(plan, executor.workers)
     for blocks in batched(state.waiting(), share):
         tasks.submit(join_task, blocks)
     new, left = batched(state.new_blocks(), share), True
@@ -246,12 +245,8 @@ def run_many(
             running += 1
         if not running:
             return
-        future = next_done(done, executor)
         try:
-            yield executor.result(future)
-        except NotHere:
-            done.put(future)
-            continue
+            yield executor.result(next_done(done, executor))
         except WorkersDied as error:
             raise ClusterError(
                 "the workers died under a task", "--scheduler", "a rerun resumes"
