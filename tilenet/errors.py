@@ -186,6 +186,10 @@ def blame(error: TilenetError) -> TilenetError:
     return error
 
 
+def _lost(error: Exception, where: object) -> ClusterError:
+    return ClusterError(f"the cluster was lost: {type(error).__name__}", where, "a rerun resumes")
+
+
 @contextmanager
 def convert_errors(where: object) -> Iterator[None]:
     """Turn the system's own errors into ours: what is exhausted, where, and that a rerun resumes.
@@ -209,6 +213,8 @@ def convert_errors(where: object) -> Iterator[None]:
     except MemoryError as error:
         raise ResourceError("out of memory", where, "use a smaller --tile or --block") from error
     except OSError as error:
+        if type(error).__module__.startswith("distributed"):
+            raise _lost(error, where) from error
         if error.errno in _PATH:
             raise OutputError(
                 error.strerror or str(error), error.filename or where, "choose another --out"
@@ -217,9 +223,7 @@ def convert_errors(where: object) -> Iterator[None]:
         raise ResourceError(what, error.filename or where, "mend it; a rerun resumes") from error
     except Exception as error:
         if type(error).__module__.startswith("distributed"):
-            raise ClusterError(
-                f"the cluster was lost: {type(error).__name__}", where, "a rerun resumes"
-            ) from error
+            raise _lost(error, where) from error
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported
             raise ResourceError(
                 "the device is out of memory", where, "use a smaller --tile or --batch-size"

@@ -6,6 +6,7 @@ an in-process cluster, and all other schedulers through the same code on others.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import queue
 import shutil
@@ -223,7 +224,13 @@ class _Dask:
             options = {"resources": {_GPU: _GPU_SHARE}}
         elif near and len(self._known) > 1:
             options = {"workers": list(near), "allow_other_workers": True}
-        return self._client.submit(_as_value, function, *arguments, pure=False, **options)
+        future = self._client.submit(_as_value, function, *arguments, pure=False, **options)
+        # Fetched beside our own thread, which must neither wait for a worker that is cut off nor
+        # ask for each report alone: the client asks for all at once that are done meanwhile.
+        return asyncio.run_coroutine_threadsafe(self._fetch(future), self._client.loop.asyncio_loop)
+
+    async def _fetch(self, future: Any) -> Any:
+        return await self._client.gather(future, asynchronous=True)
 
     def result(self, future: Any) -> Any:
         try:

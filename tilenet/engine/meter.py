@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -33,6 +34,10 @@ def peak_rss() -> int:
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
+def _process() -> str:
+    return f"{platform.node()}:{os.getpid()}"
+
+
 @dataclass
 class Spans:
     """What one task measured, as plain values that travel between processes.
@@ -55,8 +60,10 @@ class Spans:
         Pixels of masks finished.
     worker : str
         Dask's address of the process, "" without Dask.
-    pid, rss : int
-        Process and its peak memory in bytes.
+    process : str
+        Host and process; hosts that are containers count their processes from 1.
+    rss : int
+        Its peak memory in bytes.
     """
 
     forward: list[tuple[float, float]] = field(default_factory=list)
@@ -69,7 +76,7 @@ class Spans:
     strip_reads: list[tuple[int, int]] = field(default_factory=list)
     pixels: int = 0
     worker: str = ""
-    pid: int = field(default_factory=os.getpid)
+    process: str = field(default_factory=_process)
     rss: int = 0
 
     @contextmanager
@@ -145,7 +152,7 @@ class Meter:
     _forward_end: float = 0.0
     _forward_seconds: float = 0.0
     _pending: list[tuple[float, float]] = field(default_factory=list)
-    _rss: dict[tuple[str, int], int] = field(default_factory=dict)
+    _rss: dict[str, int] = field(default_factory=dict)
 
     def add(self, spans: Spans) -> None:
         """Add one task."""
@@ -155,8 +162,7 @@ class Meter:
         self.tiles_forwarded += spans.forwarded
         self.nonfinite += spans.nonfinite
         self.strip_bytes += spans.strip_bytes
-        process = host_of(spans.worker), spans.pid
-        self._rss[process] = max(self._rss.get(process, 0), spans.rss)
+        self._rss[spans.process] = max(self._rss.get(spans.process, 0), spans.rss)
         self._pending += spans.forward
         if len(self._pending) > 4096:
             self._fold(keep=1024)
@@ -181,4 +187,4 @@ class Meter:
     @property
     def peak_rss_bytes(self) -> int:
         """Peak memory of all processes, added up."""
-        return sum((self._rss | {("", os.getpid()): peak_rss()}).values())
+        return sum((self._rss | {_process(): peak_rss()}).values())

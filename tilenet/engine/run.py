@@ -41,7 +41,8 @@ Progress = Callable[[int], None]
 
 _FORWARDS_PER_WORKER = 2
 _TASK_PIXELS, _TASK_BLOCKS = 1 << 21, 64  # of many small blocks: Dask takes 2 ms for a task
-_MAX_JOINS = 16
+_TASKS_PER_WORKER = 16  # at the least: the last ones leave the other workers idle
+_MAX_JOINS = 16  # or as many as workers
 _JOINS = (join_task, mend_task)
 _MAX_WORKERS = 1 << 16  # that are told apart: a spot fleet may see many come and go
 _PAUSE = 0.5  # seconds between looks for a worker when there is none
@@ -283,9 +284,10 @@ class _Tasks:
         return bool(self._running or self._suspects)
 
 
-def _blocks_per_task(plan: Plan) -> int:
+def _blocks_per_task(plan: Plan, workers: int) -> int:
     lattice = plan.lattice
-    many = min(lattice.blocks // FEW_BLOCKS, _TASK_PIXELS // lattice.core(0).pixels)
+    tasks = max(FEW_BLOCKS, _TASKS_PER_WORKER * workers)
+    many = min(lattice.blocks // tasks, _TASK_PIXELS // lattice.core(0).pixels)
     return max(1, min(_TASK_BLOCKS, many))
 
 
@@ -322,7 +324,8 @@ def run_blocks(
     share = share or Share(range(plan.lattice.blocks))
     with admitting(folder, plan.model, executor.versions, elsewhere=executor.elsewhere) as token:
         tasks = _Tasks(executor, (str((folder / share.plan).absolute()), token))
-        run = _Run(plan, folder, tasks, _State(plan, folder, journal, share))
+        together = _blocks_per_task(plan, executor.workers)
+        run = _Run(plan, folder, tasks, _State(plan, folder, journal, share), together)
         while run.go_on(executor):
             records = run.collect()
             journal.append(records)
@@ -335,13 +338,15 @@ def run_blocks(
 class _Run:
     """What is handed out, and what came of it."""
 
-    def __init__(self, plan: Plan, folder: Path, tasks: _Tasks, state: _State) -> None:
+    def __init__(
+        self, plan: Plan, folder: Path, tasks: _Tasks, state: _State, together: int
+    ) -> None:
         self._plan, self._folder, self._tasks, self._state = plan, folder, tasks, state
         lattice = plan.lattice
         self._columns = Columns(lattice.rows.blocks, lattice.cols.blocks, state.find_new)
         self._hosts = _Hosts(lattice.blocks)
-        self._share = _blocks_per_task(plan)
-        self._first = batched(state.givers_to_others(), self._share)
+        self._together = together
+        self._first = batched(state.givers_to_others(), self._together)
         self._handing_out = True
         self.meter = Meter()
         self._join(state.waiting())
@@ -353,7 +358,7 @@ class _Run:
         """
         while self._handing_out and (worker := self._tasks.free()) is not None:
             blocks = next(self._first, ()) or self._columns.take(
-                worker, executor.places, self._share
+                worker, executor.places, self._together
             )
             if blocks:
                 self._tasks.submit(forward_task, blocks, worker=worker)
@@ -366,7 +371,7 @@ class _Run:
 
     def _join(self, blocks: Iterable[int]) -> None:
         """Join blocks, best where they were forwarded."""
-        for some in batched(blocks, self._share):
+        for some in batched(blocks, self._together):
             self._tasks.submit(join_task, some, worker=self._hosts.of(some[0]))
 
     def collect(self) -> list[BlockRecord]:
