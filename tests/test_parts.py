@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -195,8 +196,14 @@ def test_auto_on_the_command_line(cli, source, model, tmp_path, monkeypatch):
 FOUR = ("1/4", "2/4", "3/4", "4/4")
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2), (2, 0, 3, 1)])
-@pytest.mark.parametrize("name", KINDS)
+ORDERS = [
+    *(("x.zarr", order) for order in [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2), (2, 0, 3, 1)]),
+    ("x.tif", (3, 1, 0, 2)),
+    ("x.png", (2, 3, 1, 0)),
+]
+
+
+@pytest.mark.parametrize(("name", "order"), ORDERS)
 def test_any_order(source, model, tmp_path, undisturbed, name, order):
     out, options = tmp_path / name, KINDS[name]
     results = run_parts(source, out, model, [FOUR[k] for k in order], **options)
@@ -492,6 +499,27 @@ def test_parts_that_come_while_the_mask_is_finished_wait(
     assert [one.complete for one in results] == [True, True]
     assert sorted(one.tiles_forwarded > 0 for one in results) == [False, True]
     assert contents(tmp_path) == undisturbed["x.zarr"]
+
+
+def test_a_part_that_waits_can_be_stopped(start, source, model, tmp_path):
+    folder = run_folder(tmp_path / "x.zarr")
+    folder.mkdir()
+    with locked(folder, last_part=True):
+        process = start(line(source, tmp_path / "x.zarr", model, "--part", "1/2"))
+        wait_for(lambda: f"{folder / LOCK}" in opened_by(process.pid))
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=10)
+    assert process.returncode == 143
+    assert error.count("tilenet: error: interrupted") == 1
+
+
+def opened_by(pid):
+    """Return the names of a process's open files."""
+    names = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):  # closed meanwhile
+            names.append(str(link.readlink()))
+    return names
 
 
 def test_where_locks_are_granted_to_everybody(tmp_path, monkeypatch):

@@ -9,9 +9,12 @@ import json
 import logging
 import os
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,8 +26,10 @@ from tilenet.console import tell as _tell
 from tilenet.errors import InterruptError, TilenetError
 from tilenet.memory import return_large_arrays
 from tilenet.stops import stopping_on_signals
-from tilenet.strangers import is_collection
 from tilenet.watchdog import watch_reads
+
+if TYPE_CHECKING:
+    from tilenet.onlooker import Onlooker
 
 __all__ = ["app", "run"]
 
@@ -41,12 +46,39 @@ _ClickError: type[Any] = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
 )
 _MAX_LISTED = 20
+_PATIENCE = 5.0  # seconds for a last word
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Model = Annotated[
     str | None,
     typer.Option("--model", "-m", help="Bundled name, model folder, FILE.onnx or hf://org/name."),
 ]
+
+
+_arguments: list[str] = []
+"""The command line, without the program's name."""
+
+_onlookers: list[Onlooker] = []
+"""Who must be told when the process ends without more ado."""
+
+
+@contextmanager
+def _onlooking(progress: str, summary: Path | None) -> Iterator[Onlooker]:
+    """Show what happens within, and how it ends."""
+    from tilenet.onlooker import Onlooker
+
+    onlooker = Onlooker(progress, ["tilenet", *_arguments], summary)
+    _onlookers.append(onlooker)
+    try:
+        yield onlooker
+    except (TilenetError, InterruptError) as error:
+        onlooker.end(error.code, error)
+        raise
+    except Exception as error:
+        onlooker.end(1, TilenetError(f"a defect in tilenet: {error!r}", code=1))
+        raise
+    finally:
+        _onlookers.remove(onlooker)
 
 
 def _version(value: bool) -> None:
@@ -67,8 +99,9 @@ def _main(
 @app.command()
 def predict(  # noqa: PLR0913 - one parameter is one option
     inputs: Annotated[
-        list[str], typer.Argument(help="Rasters or Zarr stores, or folders of them.")
-    ],
+        list[str] | None,
+        typer.Argument(help="Rasters or Zarr stores, folders of them, 'patterns/**/*.svs'."),
+    ] = None,
     out: Annotated[
         str | None,
         typer.Option(
@@ -80,6 +113,13 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     into: Annotated[
         Path | None,
         typer.Option(help="An OME-Zarr image that gets the mask as a label, instead of --out."),
+    ] = None,
+    manifest: Annotated[
+        str | None, typer.Option(help="A file that names inputs, one a line; - is stdin.")
+    ] = None,
+    skip_finished: Annotated[
+        bool | None,
+        typer.Option("--skip-finished", help="Leave inputs alone whose masks are there."),
     ] = None,
     model: Model = None,
     model_config: Annotated[
@@ -139,7 +179,14 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     format: Annotated[str | None, typer.Option(help="zarr, cog, ome-tiff or png.")] = None,
     zarr_format: Annotated[str | None, typer.Option(help="auto, 2 or 3.")] = None,
     scheduler: Annotated[
-        str | None, typer.Option(help="local, processes:N, tcp://host:port, tls://host:port.")
+        str | None,
+        typer.Option(
+            help="local, processes:N, cuda, tls://…, tcp://…, file:PATH, slurm:FILE, pbs:FILE, "
+            "k8s:NAME."
+        ),
+    ] = None,
+    dask_report: Annotated[
+        Path | None, typer.Option(help="Write Dask's performance report, HTML, here.")
     ] = None,
     part: Annotated[
         str | None, typer.Option(help="Do share I/N of the work; auto: as the job array says.")
@@ -182,6 +229,12 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     csv: Annotated[
         Path | None, typer.Option(help="Write pixels and area per input and class here too.")
     ] = None,
+    summary: Annotated[
+        Path | None, typer.Option(help="Write what became of each input here, however it ends.")
+    ] = None,
+    progress: Annotated[
+        str, typer.Option(help="On stderr: auto, bar, log, json (lines) or none.")
+    ] = "auto",
     as_json: Json = False,
     config: Annotated[Path | None, typer.Option(help="Options from a TOML file.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
@@ -192,6 +245,7 @@ def predict(  # noqa: PLR0913 - one parameter is one option
 
     del debug  # read by `run`, which prints errors
     flags = {
+        "manifest": manifest, "skip_finished": skip_finished,
         "into": into, "model": model, "model_config_file": model_config, "tile": tile,
         "overlap": overlap, "blend": blend, "batch_size": batch_size, "device": device,
         "backend": backend, "precision": precision, "level": level, "mpp": mpp,
@@ -199,7 +253,8 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         "plane": plane, "variable": variable, "bands": bands, "scaling": scaling, "aoi": aoi,
         "within": within,
         "threshold": threshold, "probabilities": probabilities, "format": format,
-        "zarr_format": zarr_format, "scheduler": scheduler, "part": part,
+        "zarr_format": zarr_format, "scheduler": scheduler, "dask_report": dask_report,
+        "part": part,
         "block": block, "chunk": chunk, "stac": stac,
         "skip_nodata": False if no_skip else None, "overwrite": overwrite,
         "strict": strict, "read_timeout": read_timeout, "allow_remote": allow_remote,
@@ -209,32 +264,32 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         "value_range": _numbers(value_range, float, "--value-range"), "activation": activation,
     }  # fmt: skip
     options = load_config(config, {key: value for key, value in flags.items() if value is not None})
-    several = not options.mosaic and (len(inputs) > 1 or is_collection(inputs[0]))
+    inputs = inputs or []
     if dry_run:
         estimates = list(api.estimate(inputs, out, options))
-        document = {"estimate": estimates if several else estimates[0]}
+        document = {"estimate": estimates[0] if api.is_single(inputs, options) else estimates}
         _print(document if as_json else json.dumps(document["estimate"], indent=1))
         raise typer.Exit(7 if any("error" in one for one in estimates) else 0)
-    from tilenet.progress import ProgressBar
     from tilenet.summary import check_csv, lines, write_csv
 
     if csv is not None:
         check_csv(csv)
-    with ProgressBar() as bar:
-        result = api.predict(inputs, out, options, bar)
-    if csv is not None and result.complete:
-        write_csv(result, csv)
+    with _onlooking(progress, summary) as look:
+        result = api.predict(inputs, out, options, listener=look)
+        if csv is not None and result.complete:
+            write_csv(result, csv)
+        look.end(result.exit_code)
+    single = api.is_single(inputs, options)
     if as_json:
-        _print(result.as_dict() if several else result.runs[0].as_dict())
+        _print(result.first_as_dict() if single else result.as_dict())
     else:
-        for one in result.runs:
-            if one.complete:
-                _print(one.output)
-        for line in lines(result):
+        for output in result.outputs:
+            _print(output)
+        for line in lines(result) if progress != "json" else ():
             _tell(line)
     for failure in result.failed[:_MAX_LISTED]:
         _complain(failure.error)
-    if result.failed and several:
+    if result.failed and not single:
         _complain(f"{len(result.failed)} of {result.inputs} inputs failed, in whole or in part")
     raise typer.Exit(result.exit_code)
 
@@ -296,6 +351,11 @@ def _fail(error: TilenetError | InterruptError, arguments: list[str]) -> int:
 
 def _end(error: TilenetError, arguments: list[str]) -> None:
     """Say why and end the process, whatever its threads are stuck in."""
+    for onlooker in _onlookers:
+        # The record may lie on the disk that does not answer.
+        thread = threading.Thread(target=onlooker.end, args=(error.code, error), daemon=True)
+        thread.start()
+        thread.join(_PATIENCE)
     code = _fail(error, arguments)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -315,6 +375,7 @@ def run(arguments: list[str]) -> int:
     int
         The exit code.
     """
+    _arguments[:] = arguments
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("tilenet: %(message)s"))
     logger = logging.getLogger("tilenet")

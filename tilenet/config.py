@@ -45,6 +45,10 @@ def _absolute(value: Path) -> Path:
     return value.absolute()  # a worker may stand elsewhere
 
 
+def _manifest(value: str) -> str:
+    return value if value == "-" else str(Path(value).absolute())
+
+
 def _within(value: str) -> str:
     return value if value in ("none", "auto") else str(Path(value).absolute())
 
@@ -73,6 +77,10 @@ class PredictConfig(BaseModel):
 
     Parameters
     ----------
+    manifest : str or None
+        A file that names inputs, one path or URL a line; "-" is standard input.
+    skip_finished : bool
+        Leave inputs alone whose masks are there, whatever made these.
     model : str
         Bundled name, model folder, ``.onnx`` file or ``hf://org/name``.
     model_config_file : Path or None
@@ -117,7 +125,10 @@ class PredictConfig(BaseModel):
     zarr_format : {"auto", "2", "3"}
         "auto": 3 for georeferenced input, else 2.
     scheduler : str
-        "local", "processes:N", "tcp://host:port".
+        "local", "processes:N", "cuda", "tcp://host:port", "tls://host:port", "file:PATH",
+        "slurm:FILE", "pbs:FILE" or "k8s:NAME".
+    dask_report : Path or None
+        Where Dask's performance report goes, an HTML file.
     part : Part or None
         The share of the work to do, ``I/N`` with I from 1, or "auto": what SLURM, AWS Batch or
         Kubernetes say of this task. Never changes the result.
@@ -147,6 +158,8 @@ class PredictConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
+    manifest: Annotated[str, Field(min_length=1), AfterValidator(_manifest)] | None = None
+    skip_finished: bool = False
     model: str = "nuclei"
     model_config_file: Path | None = None
     tile: Auto[Annotated[int, Field(ge=1, le=16384)]] = None
@@ -173,6 +186,7 @@ class PredictConfig(BaseModel):
     format: Literal["zarr", "cog", "png", "ome-tiff"] | None = None
     zarr_format: Literal["auto", "2", "3"] = "auto"
     scheduler: str = "local"
+    dask_report: Annotated[Path, AfterValidator(_absolute)] | None = None
     part: Annotated[Part | None, BeforeValidator(_part)] = None
     block: Annotated[int, Field(ge=1)] | None = None
     chunk: Annotated[int, Field(ge=1, le=8192)] = DEFAULT_CHUNK
@@ -198,6 +212,8 @@ class PredictConfig(BaseModel):
         grids = (self.level, self.mpp, self.resolution, self.like)
         if sum(value is not None for value in grids) > 1:
             raise ValueError("level: give one of --level, --mpp, --resolution and --like")
+        if self.skip_finished and self.overwrite:
+            raise ValueError("skip-finished: it leaves masks alone, --overwrite does not")
         if self.into is not None and self.format not in (None, "zarr"):
             raise ValueError("format: an OME-Zarr image takes zarr only")
         if self.tile is not None and self.overlap is not None and 4 * self.overlap > 3 * self.tile:

@@ -14,7 +14,7 @@ from tilenet.errors import InvalidError, without_secrets
 from tilenet.ground import AreaUnit, pixel_area
 from tilenet.part import Part
 
-__all__ = ["ClassPixels", "Failure", "PredictResult", "RunResult", "run_result"]
+__all__ = ["ClassPixels", "Failure", "PredictResult", "RunResult", "Skipped", "run_result"]
 
 _MAX_LISTED = 1000
 
@@ -71,6 +71,20 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class Skipped:
+    """An input whose mask was there, and nothing else was asked (`--skip-finished`).
+
+    Parameters
+    ----------
+    input, output : str
+        Raster and mask.
+    """
+
+    input: str
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
 class RunResult:
     """One finished mask; fields are the keys of `--json` (see `as_dict`).
 
@@ -79,6 +93,8 @@ class RunResult:
     `forward_seconds` is wall time with a forward running, `wait_seconds` the rest, in which the
     network waited; `read_seconds`, `write_seconds` and `queue_seconds` (pixels that waited for the
     network) are added up over threads. `efficiency` is the share of the time with a forward.
+    `strip_bytes` of strips and halves of blocks went to the run folder; `strip_bytes_moved` of them
+    were read on another host than wrote them.
     `read_amplification` is planned, not measured: see `tilenet.engine.reading`.
     A `part` of a mask is `complete` when every other one is done too. Until then nothing is at
     `output`; `classes` are those of the blocks that are done, `invalid` what failed in this part.
@@ -103,6 +119,7 @@ class RunResult:
     invalid: tuple[Invalid, ...]
     nonfinite_scores: int
     strip_bytes: int
+    strip_bytes_moved: int
     seconds: float
     forward_seconds: float
     read_seconds: float
@@ -160,6 +177,8 @@ class PredictResult:
         Wall time with a forward running; reading and writing added up over threads.
     peak_rss_bytes : int
         Of all processes.
+    skipped : tuple of Skipped
+        The inputs whose masks were there, with `--skip-finished`.
     """
 
     runs: tuple[RunResult, ...]
@@ -170,6 +189,7 @@ class PredictResult:
     read_seconds: float = 0.0
     write_seconds: float = 0.0
     peak_rss_bytes: int = 0
+    skipped: tuple[Skipped, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -182,9 +202,23 @@ class PredictResult:
         return 7 if self.failed else 0
 
     @property
+    def outputs(self) -> tuple[str, ...]:
+        """The masks that are there."""
+        made = tuple(run.output for run in self.runs if run.complete)
+        return made + tuple(one.output for one in self.skipped)
+
+    @property
     def inputs(self) -> int:
         """How many inputs there were."""
-        return len(self.runs) + sum(failure.code != InvalidError.code for failure in self.failed)
+        failed = sum(failure.code != InvalidError.code for failure in self.failed)
+        return len(self.runs) + len(self.skipped) + failed
+
+    def first_as_dict(self) -> dict[str, Any]:
+        """Return the JSON document of the only run."""
+        if self.runs:
+            return self.runs[0].as_dict()
+        [one] = self.skipped
+        return {**asdict(one), "complete": True, "skipped": True}
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON document of several runs."""
@@ -248,6 +282,7 @@ def run_result(
         invalid=done.invalid[:_MAX_LISTED],
         nonfinite_scores=meter.nonfinite,
         strip_bytes=meter.strip_bytes,
+        strip_bytes_moved=meter.strip_bytes_moved,
         seconds=round(seconds, 4),
         forward_seconds=round(forward, 4),
         read_seconds=round(meter.read_seconds, 4),

@@ -12,13 +12,18 @@ from typing import Any
 
 from tilenet.errors import InterruptError
 
-__all__ = ["stopping_on_signals"]
+__all__ = ["is_stopping", "stopping_on_signals"]
 
 _SOON = 0.01  # seconds
 _raised: list[InterruptError] = []
 
 
-def _stop(number: int, _frame: FrameType | None) -> None:
+def _stop(number: int, frame: FrameType | None) -> None:
+    while frame is not None:
+        if frame.f_code is _send_again.__code__:  # in there too, Python drops errors
+            _send_later(number)
+            return
+        frame = frame.f_back
     # A second signal must not wait for what the first one already stops.
     signal.signal(number, signal.SIG_DFL)
     error = InterruptError(
@@ -36,6 +41,10 @@ def _send_again(unraisable: Any) -> None:
         return
     number = error.code - 128
     signal.signal(number, _stop)
+    _send_later(number)
+
+
+def _send_later(number: int) -> None:
     threading.Timer(_SOON, _send, (number,)).start()
 
 
@@ -43,6 +52,11 @@ def _send(number: int) -> None:
     main = threading.main_thread().ident
     if main is not None and signal.getsignal(number) is _stop:  # else all is done meanwhile
         signal.pthread_kill(main, number)
+
+
+def is_stopping() -> bool:
+    """Return whether a signal has stopped this process: threads may end what nobody awaits."""
+    return bool(_raised)
 
 
 @contextmanager
@@ -62,6 +76,7 @@ def stopping_on_signals() -> Iterator[None]:
             raise _raised[0] from error
         raise
     finally:
+        _raised.clear()
         sys.unraisablehook = hook
         for number, handler in zip(numbers, before, strict=True):
             if signal.getsignal(number) is _stop:

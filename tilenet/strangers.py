@@ -16,6 +16,7 @@ __all__ = [
     "is_collection",
     "is_file",
     "is_folder",
+    "is_pattern",
     "is_store",
     "parse_json",
 ]
@@ -28,6 +29,8 @@ ELSEWHERE = (
     "VICAR", "PCIDSK", "SENTINEL2", "netCDF", "HDF5", "HDF5Image", "Zarr",
 )  # fmt: skip
 """GDAL's formats whose pixels may lie in other files or the network, or that read much besides."""
+
+_WILDCARDS = frozenset("*?[")
 
 
 def forget_drivers() -> None:
@@ -66,6 +69,11 @@ def is_store(path: str | os.PathLike[str]) -> bool:
 def is_collection(path: str | os.PathLike[str]) -> bool:
     """Whether a folder is there that is not itself a raster."""
     return is_folder(path) and not is_store(path)
+
+
+def is_pattern(path: str | os.PathLike[str]) -> bool:
+    """Whether a name has wildcards and is not that of a file itself."""
+    return not _WILDCARDS.isdisjoint(os.fspath(path)) and not exists(path)
 
 
 def parse_json(text: bytes | str) -> Any:

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from functools import partial
+from itertools import batched
 from pathlib import Path
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tilenet import durable
 from tilenet.engine.cluster import Executor
 from tilenet.engine.document import Finished, encode_document, plan_document
-from tilenet.engine.journal import BlockRecord, Journal, decode, read_all
+from tilenet.engine.journal import BlockRecord, Journal, decode, records_of
 from tilenet.engine.meter import Meter
 from tilenet.engine.output import check_in_progress, check_output, export, publish, upper_levels
 from tilenet.engine.plan import Plan
 from tilenet.engine.room import check_room, with_room
 from tilenet.engine.run import Progress, run_blocks
 from tilenet.engine.runfolder import PLAN, Owner, locked, remove_run_folder, run_folder
-from tilenet.engine.task import STORE, STRIPS, files_of, forget_runs, mark_lost
+from tilenet.engine.task import STORE, STRIPS, files_of, forget_run, mark_lost
 from tilenet.errors import OutputError, ResourceError, convert_errors
+from tilenet.geometry import Window
 from tilenet.sinks import MaskStore
 from tilenet.sources import open_raster
 
@@ -38,6 +43,7 @@ __all__ = [
 
 JOURNAL = "journal.jsonl"
 _UPPER = -1  # the journal's number for the levels that no block makes alone
+_MERGED = 1024  # records at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,10 +194,12 @@ def _run(
             try:
                 meter = run_blocks(plan, folder, journal, executor, progress)
             finally:
-                forget_runs()
+                forget_run(folder)
             check_unchanged(plan)
             owner.check()
-            done = _finish(plan, folder, out, journal, overwrite=overwrite, copy=copy)
+            done = _finish(
+                plan, folder, out, journal, executor.check, overwrite=overwrite, copy=copy
+            )
         remove_run_folder(folder)
     return LargeResult(done, resumed, meter)
 
@@ -206,12 +214,13 @@ def _journal(plan: Plan, folder: Path, owner: Owner, copy: Copy | None) -> Itera
             copy.take(store.root, decode(journal.dump())[0])
         for path in journals(folder):
             if path.name != JOURNAL:
-                journal.append(read_all([path]).values())
+                for records in batched(records_of([path]), _MERGED):
+                    journal.append(records)
         mark_lost(folder, journal.invalid)
         yield journal
 
 
-def complete(plan: Plan, out: Path, folder: Path) -> Finished:
+def complete(plan: Plan, out: Path, folder: Path, check: Callable[[], None]) -> Finished:
     """Finish a mask of which parts have made every block, when none of them is at work any more.
 
     Raises
@@ -227,7 +236,7 @@ def complete(plan: Plan, out: Path, folder: Path) -> Finished:
                 if len(journal.blocks - {_UPPER}) < plan.lattice.blocks:
                     raise OutputError("this output was begun anew", folder, "run all parts again")
                 owner.check()
-                done = _finish(plan, folder, out, journal, overwrite=False, copy=None)
+                done = _finish(plan, folder, out, journal, check, overwrite=False, copy=None)
         remove_run_folder(folder)
     return done
 
@@ -241,12 +250,21 @@ def _finish(
     folder: Path,
     out: Path,
     journal: Journal,
+    check: Callable[[], None],
     *,
     overwrite: bool,
     copy: Copy | None,
 ) -> Finished:
-    """Upper levels, metadata, export, final name: each may be done again after a crash."""
+    """Upper levels, metadata, export, final name: each may be done again after a crash.
+
+    What takes long asks now and then, by `check`, whether it is still wanted.
+    """
     store = MaskStore(folder / STORE, plan.spec)
+
+    def read(array: str, window: Window) -> NDArray[np.uint8]:
+        check()
+        return store.read(array, window)
+
     if _UPPER not in journal.blocks:
         stored = upper_levels(store, plan.block_levels + 1)
         journal.append([BlockRecord(_UPPER, files_of(stored), {}, 0, 0)])
@@ -264,8 +282,8 @@ def _finish(
         export(
             plan_document(plan, done),
             plan.spec,
-            lambda window: store.read("mask", window),
-            lambda window: store.read("prob", window),
+            partial(read, "mask"),
+            partial(read, "prob"),
             out,
             decode(journal.dump())[0],
             overwrite=overwrite,

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from tilenet.config import PredictConfig
+from tilenet.engine.admission import Admission
 from tilenet.engine.block import BlockJob, Forwarded, drive
 from tilenet.engine.document import Finished, encode_document, plan_document
 from tilenet.engine.group import FileGroup
@@ -31,15 +32,24 @@ from tilenet.engine.plan import Format, Plan, format_of, make_plan
 from tilenet.engine.reading import read_window
 from tilenet.engine.runfolder import locked, remove_run_folder, run_folder
 from tilenet.engine.task import STORE, files_of, record_of, session_for, unreadable
-from tilenet.errors import InputError, OutputError, TilenetError, UsageError
+from tilenet.errors import (
+    InputError,
+    OutputError,
+    TilenetError,
+    UnfitError,
+    UsageError,
+    error_of_one,
+)
 from tilenet.geometry import Window
 from tilenet.models.session import NetworkShape, Setup
 from tilenet.models.store import ModelFiles
 from tilenet.sinks import MaskStore, read_image
 from tilenet.sources import Grid, Raster, RasterInfo, RemoteName, View, area_of, open_raster
+from tilenet.stops import is_stopping
+from tilenet.strangers import exists
 from tilenet.watchdog import watched
 
-__all__ = ["Job", "PackItem", "Request", "open_job", "pack_task", "plan_for"]
+__all__ = ["ENDINGS", "Job", "PackItem", "Request", "open_job", "pack_task", "plan_for"]
 
 _PACK_PIXELS = 1 << 23  # pixels held at a time; a larger raster is read alone
 _ZARR_SIDE = 4096
@@ -63,6 +73,8 @@ class Request:
         The grid that `config.like` names.
     scenes : tuple of str
         Rasters that are seen as one; () if each is its own.
+    meeting : tuple of (str, str) or None
+        Folder and token by which workers on other machines show that they see what we see.
     """
 
     config: PredictConfig
@@ -71,6 +83,7 @@ class Request:
     setup: Setup
     like: Grid | None = None
     scenes: tuple[str, ...] = ()
+    meeting: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +96,13 @@ class Job:
         The raster.
     out : Path
         The mask; without an ending if the raster decides its format.
+    seen : bool
+        It is there, as whoever asks sees it: a worker that does not is unfit.
     """
 
     path: Path | RemoteName
     out: Path
+    seen: bool = False
 
 
 @dataclass(slots=True)
@@ -127,7 +143,10 @@ class _Loaded:
     failed: tuple[tuple[Window, str], ...]
 
 
-_ENDINGS = {"zarr": ".zarr", "cog": ".tif", "png": ".png", "ome-tiff": ".ome.tif"}
+ENDINGS: dict[Format, str] = {
+    "zarr": ".zarr", "cog": ".tif", "png": ".png", "ome-tiff": ".ome.tif"
+}  # fmt: skip
+"""Of masks whose name the raster decides, by format."""
 
 
 def _format(info: RasterInfo, config: PredictConfig) -> Format:
@@ -200,7 +219,7 @@ def plan_for(info: RasterInfo, job: Job, request: Request, *, named: bool) -> tu
         out = job.out
     else:
         output = _format(info, config)
-        out = job.out.with_name(job.out.name + _ENDINGS[output])
+        out = job.out.with_name(job.out.name + ENDINGS[output])
     area = area_of(info, config.aoi, config.within, config.read_timeout)
     plan = make_plan(info, request.files, request.shape, request.setup, config, output, area)
     return (plan if config.into is None else _as_label(plan, config, config.into)), out
@@ -250,8 +269,9 @@ def _group(loaded: _Loaded) -> tuple[str, tuple[int, int]]:
 
 
 def _forward(pack: list[_Loaded], request: Request, spans: Spans) -> None:
+    admission = None if request.meeting is None else _admission(*request.meeting)
     for (dtype, shape), same in groupby(sorted(pack, key=_group), key=_group):
-        session = session_for(request.files, request.setup, dtype)
+        session = session_for(request.files, request.setup, dtype, admission)
         with spans.using(session.lock):
             jobs = [(one.block, session.load(one.pixels)) for one in same if one.block.parts]
             drive(session, jobs, shape)
@@ -344,6 +364,8 @@ def pack_task(
     """
     items, spans = [], Spans()
     pack: list[_Loaded] = []
+    if request.meeting is not None:
+        _admission(*request.meeting)
 
     def flush() -> None:
         _forward(pack, request, spans)
@@ -356,6 +378,10 @@ def pack_task(
         pack.clear()
 
     for job in jobs:
+        if is_stopping():
+            break
+        if job.seen and not exists(str(job.path)):
+            raise UnfitError("does not see the input", job.path, "let all workers share that disk")
         item = PackItem(job)
         items.append(item)
         with _noting(item), closing(open_job(job, request)) as raster:
@@ -371,7 +397,17 @@ def pack_task(
         if sum(loaded.pixels.size for loaded in pack) > _PACK_PIXELS:
             flush()
     flush()
+    spans.pixels = sum(
+        item.plan.raster.height * item.plan.raster.width
+        for item in items
+        if item.plan is not None and item.done is not None and not item.resumed
+    )
     return items, spans.close()
+
+
+@lru_cache(maxsize=8)
+def _admission(folder: str, token: str) -> Admission:
+    return Admission.check_in(Path(folder), token)
 
 
 class _noting:
@@ -384,7 +420,7 @@ class _noting:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        if isinstance(error, TilenetError) and error.code in (3, 4, 5):
-            self._item.error = error.with_traceback(None)
-            return True
-        return False
+        own = error_of_one(error, self._item.job.path) if isinstance(error, Exception) else None
+        if own is not None:
+            self._item.error = own
+        return own is not None

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 from tilenet import durable
 from tilenet.engine.cluster import Executor
 from tilenet.engine.document import Finished
-from tilenet.engine.journal import BlockRecord, Journal, read_all
+from tilenet.engine.journal import Journal, Tally, records_of
 from tilenet.engine.large import LargeResult, check_unchanged, complete, journals, set_up
 from tilenet.engine.meter import Meter
 from tilenet.engine.output import check_output, sweep
@@ -23,7 +23,7 @@ from tilenet.engine.plan import Plan
 from tilenet.engine.room import check_room, with_room
 from tilenet.engine.run import Progress, Share, run_blocks
 from tilenet.engine.runfolder import part_locked, run_folder, set_up_alone
-from tilenet.engine.task import forget_runs, mark_lost
+from tilenet.engine.task import forget_run, mark_lost
 from tilenet.errors import OutputError, ResourceError, convert_errors
 from tilenet.part import Part
 
@@ -79,12 +79,12 @@ def _unless_done(run: Callable[[], LargeResult], plan: Plan, out: Path) -> Large
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """What a part has made, and what it found."""
+    """What a part has made: so many blocks, and what all journals list now."""
 
     plan: Plan
     meter: Meter
     blocks: int
-    records: dict[int, BlockRecord]
+    found: Tally
 
 
 def _run(plan: Plan, out: Path, part: Part, executor: Executor, progress: Progress) -> LargeResult:
@@ -95,13 +95,13 @@ def _run(plan: Plan, out: Path, part: Part, executor: Executor, progress: Progre
         check_room(plan, out)
     folder.mkdir(parents=True, exist_ok=True)
     made = _make(plan, out, folder, part, executor, progress)
-    missing = made.plan.lattice.blocks - len(made.records)
-    resumed = len(made.records) - made.blocks
+    missing = made.plan.lattice.blocks - len(made.found.blocks)
+    resumed = len(made.found.blocks) - made.blocks
     if missing:
         return LargeResult(_figures(made, part), resumed, made.meter, missing)
 
     def finish() -> LargeResult:
-        return LargeResult(complete(made.plan, out, folder), resumed, made.meter)
+        return LargeResult(complete(made.plan, out, folder, executor.check), resumed, made.meter)
 
     return replace(_unless_done(finish, made.plan, out), resumed=resumed, meter=made.meter)
 
@@ -118,38 +118,29 @@ def _make(
             plan = set_up(plan, out, folder)
         durable.write(folder / file, plan.dump())
         own = part.range_of(plan.lattice.blocks)
-        found = _blocks(folder)
-        mark_lost(folder, (one for record in found.values() for one in record.invalid))
-        progress(sum(plan.lattice.core(b).pixels for b in found if b in own))
-        share = Share(own, frozenset(found), file)
+        found = _tally(folder)
+        mark_lost(folder, found.invalid)
+        progress(sum(plan.lattice.core(block).pixels for block in found.blocks & set(own)))
+        share = Share(own, frozenset(found.blocks), file)
         with Journal(folder / journal_file, owner.check) as journal:
             before = len(journal.blocks)
             try:
                 meter = run_blocks(plan, folder, journal, executor, progress, share)
             finally:
-                forget_runs()
+                forget_run(folder)
             check_unchanged(plan)
             owner.check()
-            return _Made(plan, meter, len(journal.blocks) - before, _blocks(folder))
+            return _Made(plan, meter, len(journal.blocks) - before, _tally(folder))
 
 
-def _blocks(folder: Path) -> dict[int, BlockRecord]:
-    records = read_all(journals(folder))
-    return {block: record for block, record in records.items() if block >= 0}
+def _tally(folder: Path) -> Tally:
+    """Return what the journals of all parts and of whole runs list."""
+    return Tally(record for record in records_of(journals(folder)) if record.block >= 0)
 
 
 def _figures(made: _Made, part: Part) -> Finished:
     """Return the figures of an unfinished mask; of what failed, what is this part's."""
-    records = made.records.values()
-    pixels: dict[int, int] = {}
-    for record in records:
-        for value, count in record.pixels.items():
-            pixels[value] = pixels.get(value, 0) + count
-    own = part.range_of(made.plan.lattice.blocks)
-    return Finished(
-        pixels,
-        sum(record.tiles for record in records),
-        sum(record.tiles_skipped for record in records),
-        made.plan.lattice.blocks,
-        tuple(one for record in records if record.block in own for one in record.invalid),
-    )
+    found, blocks = made.found, made.plan.lattice.blocks
+    own = part.range_of(blocks)
+    invalid = tuple(sorted((one for one in found.invalid if one.block in own), key=astuple))
+    return Finished(dict(found.pixels), found.tiles, found.tiles_skipped, blocks, invalid)

@@ -6,7 +6,9 @@ Every task is named by a run folder and its blocks; a bounded number is in fligh
 from __future__ import annotations
 
 import queue
-import secrets
+import time
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import batched
@@ -14,12 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.engine import spill
+from tilenet.engine.admission import admitting
 from tilenet.engine.cluster import FEW_BLOCKS, Executor, WorkersDied, next_done
+from tilenet.engine.columns import Columns
 from tilenet.engine.journal import BlockRecord, Journal
-from tilenet.engine.meter import Meter
+from tilenet.engine.meter import Meter, Spans, host_of
 from tilenet.engine.plan import Plan
 from tilenet.engine.runfolder import PLAN
-from tilenet.engine.task import STRIPS, Blocks, forward_task, is_lost, join_task, lose_block
+from tilenet.engine.task import (
+    STRIPS,
+    Blocks,
+    forward_task,
+    is_lost,
+    join_task,
+    lose_block,
+    mend_task,
+)
 from tilenet.errors import ClusterError
 
 __all__ = ["Share", "run_blocks", "run_many"]
@@ -29,7 +41,11 @@ Progress = Callable[[int], None]
 
 _FORWARDS_PER_WORKER = 2
 _TASK_PIXELS, _TASK_BLOCKS = 1 << 21, 64  # of many small blocks: Dask takes 2 ms for a task
-_MAX_JOINS = 16
+_TASKS_PER_WORKER = 16  # at the least: the last ones leave the other workers idle
+_MAX_JOINS = 16  # or as many as workers
+_JOINS = (join_task, mend_task)
+_MAX_WORKERS = 1 << 16  # that are told apart: a spot fleet may see many come and go
+_PAUSE = 0.5  # seconds between looks for a worker when there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,22 +91,22 @@ class _State:
             yield block
             block = self._state.find(state, block + 1, self._own.stop)
 
-    def new_blocks(self) -> Iterator[int]:
-        """Yield the blocks to forward: first those for which others wait, then row by row."""
-        for blocks in (self._givers_to_others(), self._find(self.NEW)):
-            for block in blocks:
-                if self._state[block] == self.NEW:
-                    self._state[block] = self.FORWARDING
-                    yield block
+    def find_new(self, start: int, stop: int) -> int:
+        """Return the first of some blocks that is ours to forward, -1 if none is."""
+        own = self._own
+        return self._state.find(self.NEW, max(start, own.start), min(stop, own.stop))
 
-    def _givers_to_others(self) -> Iterator[int]:
+    def givers_to_others(self) -> Iterator[int]:
+        """Yield the blocks to forward first, for whose strips others wait."""
         stop, lattice = self._own.stop, self._lattice
         if not self._own or stop == lattice.blocks:
             return
         row, _ = lattice.position(stop)
         first = lattice.number(lattice.rows.givers(row).start, 0)
         for block in range(max(first, self._own.start), stop):
-            if any(taker >= stop for taker in lattice.takers(block)):
+            waited_for = any(taker >= stop for taker in lattice.takers(block))
+            if waited_for and self._state[block] == self.NEW:
+                self._state[block] = self.FORWARDING
                 yield block
 
     def left_over(self, folder: Path) -> list[int]:
@@ -148,11 +164,41 @@ def _clean(folder: Path, plan: Plan, block: int) -> None:
         (strips / spill.strip_name(giver, block)).unlink(missing_ok=True)
 
 
+class _Hosts:
+    """Which worker forwarded a block, and whose strips travelled."""
+
+    def __init__(self, blocks: int) -> None:
+        self._number = array("H", bytes(2 * blocks))  # 0: an earlier run, or a lone process
+        self._numbers, self._workers = {"": 0}, [""]
+
+    def forwarded(self, blocks: Blocks, worker: str) -> None:
+        """Note who forwarded blocks."""
+        if worker not in self._numbers and len(self._workers) < _MAX_WORKERS:
+            self._numbers[worker] = len(self._workers)
+            self._workers.append(worker)
+        for block in blocks:
+            self._number[block] = self._numbers.get(worker, 0)
+
+    def of(self, block: int) -> str:
+        """Return the worker that forwarded a block, "" if that is not known."""
+        return self._workers[self._number[block]]
+
+    def moved(self, spans: Spans) -> int:
+        """Return how many of the bytes that a join read another host had written."""
+        here = host_of(spans.worker)
+        return sum(
+            size
+            for block, size in spans.strip_reads
+            if (writer := self.of(block)) and host_of(writer) != here
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class _Task:
     function: Callable[..., Any]
     blocks: Blocks
     tries: int
+    worker: str
 
 
 class _Tasks:
@@ -163,41 +209,74 @@ class _Tasks:
         self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._running: dict[Any, _Task] = {}
         self._suspects: list[_Task] = []
+        self._forwards: Counter[str] = Counter()
+        self._joins = 0
 
-    def submit(self, function: Callable[..., Any], blocks: Blocks, *, tries: int = 0) -> None:
-        future = self._executor.submit(function, *self._key, blocks)
-        self._running[future] = _Task(function, blocks, tries)
+    def submit(
+        self, function: Callable[..., Any], blocks: Blocks, *, tries: int = 0, worker: str = ""
+    ) -> None:
+        """Start a task, best on a worker; a join best on any worker of that one's host."""
+        near: tuple[str, ...] = (worker,) if worker else ()
+        joins = function in _JOINS
+        if worker and joins:
+            host = host_of(worker)
+            near = tuple(one for one in self._executor.places if host_of(one) == host) or near
+        future = self._executor.submit(
+            function, *self._key, blocks, network=function is not join_task, near=near
+        )
+        self._running[future] = _Task(function, blocks, tries, worker)
+        if joins:
+            self._joins += 1
+        else:
+            self._forwards[worker] += 1
         future.add_done_callback(self._done.put)
 
-    def room(self) -> bool:
-        """Whether another forward may start: joins that pile up hold it back."""
-        joins = sum(task.function is join_task for task in self._running.values())
-        forwards = len(self._running) - joins
-        return joins <= _MAX_JOINS and forwards < _FORWARDS_PER_WORKER * self._executor.workers
+    def _ended(self, future: Any) -> _Task:
+        task = self._running.pop(future)
+        if task.function in _JOINS:
+            self._joins -= 1
+        else:
+            self._forwards[task.worker] -= 1
+        return task
 
-    def finished(self) -> Iterator[tuple[Callable[..., Any], Any]]:
-        """Wait for a task; yield it and all others that are done, with their results.
+    def free(self) -> str | None:
+        """Return the worker that may start another forward; None if there is no room.
 
-        A block that is given up comes with `lose_block`, and its number for a result.
+        Joins that pile up hold it back.
+        """
+        executor = self._executor
+        if self._joins > max(_MAX_JOINS, executor.workers):
+            return None
+        if self._forwards.total() >= _FORWARDS_PER_WORKER * executor.workers:
+            return None
+        return min(executor.places, key=self._forwards.__getitem__, default=None)
+
+    def finished(self) -> Iterator[tuple[Callable[..., Any], Blocks, Any]]:
+        """Wait for a task; yield it and all others that are done: function, blocks and result.
+
+        A block that is given up comes with `lose_block`, and without a result.
         """
         if not self._running and self._suspects:
             suspect = self._suspects.pop()
             if suspect.tries == self._executor.patience:
-                yield lose_block, suspect.blocks[0]
+                yield lose_block, suspect.blocks, None
                 return
             self.submit(suspect.function, suspect.blocks, tries=suspect.tries + 1)
-        if self._running:
+        if not self._running:
+            self._executor.check()  # for there is nobody who could do anything
+            time.sleep(_PAUSE)
+        else:
             futures = [next_done(self._done, self._executor)]
             while not self._done.empty():
                 futures.append(self._done.get())
             for future in futures:
-                task = self._running.pop(future)
+                task = self._ended(future)
                 try:
                     result = self._executor.result(future)
                 except WorkersDied:
                     self._suspects += [replace(task, blocks=(block,)) for block in task.blocks]
                     continue
-                yield task.function, result
+                yield task.function, task.blocks, result
 
     @property
     def left(self) -> bool:
@@ -205,9 +284,10 @@ class _Tasks:
         return bool(self._running or self._suspects)
 
 
-def _blocks_per_task(plan: Plan) -> int:
+def _blocks_per_task(plan: Plan, workers: int) -> int:
     lattice = plan.lattice
-    many = min(lattice.blocks // FEW_BLOCKS, _TASK_PIXELS // lattice.core(0).pixels)
+    tasks = max(FEW_BLOCKS, _TASKS_PER_WORKER * workers)
+    many = min(lattice.blocks // tasks, _TASK_PIXELS // lattice.core(0).pixels)
     return max(1, min(_TASK_BLOCKS, many))
 
 
@@ -242,51 +322,81 @@ def run_blocks(
         Seconds, tiles and memory.
     """
     share = share or Share(range(plan.lattice.blocks))
-    meter, state = Meter(), _State(plan, folder, journal, share)
-    tasks = _Tasks(executor, (str((folder / share.plan).resolve()), secrets.token_hex(8)))
-    together = _blocks_per_task(plan)
-
-    def run(function: Callable[..., Any], work: Iterator[Blocks]) -> None:
-        left = True
-        while left or tasks.left:
-            while left and tasks.room():
-                blocks = next(work, ())
-                left = bool(blocks)
-                if left:
-                    tasks.submit(function, blocks)
-            records, ready = _collect(tasks, state, meter, lambda b: lose_block(folder, plan, b))
-            for blocks in batched(ready, together):
-                tasks.submit(join_task, blocks)
+    with admitting(folder, plan.model, executor.versions, elsewhere=executor.elsewhere) as token:
+        tasks = _Tasks(executor, (str((folder / share.plan).absolute()), token))
+        together = _blocks_per_task(plan, executor.workers)
+        run = _Run(plan, folder, tasks, _State(plan, folder, journal, share), together)
+        while run.go_on(executor):
+            records = run.collect()
             journal.append(records)
             for record in records:
                 _clean(folder, plan, record.block)
                 progress(plan.lattice.core(record.block).pixels)
-
-    for blocks in batched(state.waiting(), together):
-        tasks.submit(join_task, blocks)
-    run(forward_task, batched(state.new_blocks(), together))
-    run(join_task, batched(state.left_over(folder), together))
-    return meter
+    return run.meter
 
 
-def _collect(
-    tasks: _Tasks, state: _State, meter: Meter, lose: Callable[[int], BlockRecord]
-) -> tuple[list[BlockRecord], list[int]]:
-    """Wait for tasks; return what is joined, and the blocks that can now be."""
-    records: list[BlockRecord] = []
-    ready: list[int] = []
-    for function, found in tasks.finished():
-        if function is lose_block:
-            records.append(lose(found))
-            ready += state.lost(found)
-            continue
-        result, spans = found
-        meter.add(spans)
-        if function is join_task:
+class _Run:
+    """What is handed out, and what came of it."""
+
+    def __init__(
+        self, plan: Plan, folder: Path, tasks: _Tasks, state: _State, together: int
+    ) -> None:
+        self._plan, self._folder, self._tasks, self._state = plan, folder, tasks, state
+        lattice = plan.lattice
+        self._columns = Columns(lattice.rows.blocks, lattice.cols.blocks, state.find_new)
+        self._hosts = _Hosts(lattice.blocks)
+        self._together = together
+        self._first = batched(state.givers_to_others(), self._together)
+        self._handing_out = True
+        self.meter = Meter()
+        self._join(state.waiting())
+
+    def go_on(self, executor: Executor) -> bool:
+        """Start what there is room for; return whether anything is under way or still to be done.
+
+        Last come the joins of blocks that wait for others' blocks only.
+        """
+        while self._handing_out and (worker := self._tasks.free()) is not None:
+            blocks = next(self._first, ()) or self._columns.take(
+                worker, executor.places, self._together
+            )
+            if blocks:
+                self._tasks.submit(forward_task, blocks, worker=worker)
+            else:
+                self._handing_out = False
+                executor.handed_out()
+        if not self._handing_out and not self._tasks.left:
+            self._join(self._state.left_over(self._folder))
+        return self._handing_out or self._tasks.left
+
+    def _join(self, blocks: Iterable[int]) -> None:
+        """Join blocks, best where they were forwarded."""
+        for some in batched(blocks, self._together):
+            self._tasks.submit(join_task, some, worker=self._hosts.of(some[0]))
+
+    def collect(self) -> list[BlockRecord]:
+        """Wait for tasks, start the joins that can now be, and return the blocks that are done."""
+        records: list[BlockRecord] = []
+        ready: list[int] = []
+        for function, blocks, found in self._tasks.finished():
+            if function is lose_block:
+                records.append(lose_block(self._folder, self._plan, blocks[0]))
+                ready += self._state.lost(blocks[0])
+                continue
+            result, spans = found
+            self.meter.add(spans)
+            if function is forward_task:
+                self._hosts.forwarded(blocks, spans.worker)
+                ready += [one for block in blocks for one in self._state.forwarded(block)]
+                continue
+            self.meter.strip_bytes_moved += self._hosts.moved(spans)
             records += result
-        else:
-            ready += [joined for block in result for joined in state.forwarded(block)]
-    return records, ready
+            done = {record.block for record in result}
+            lost = tuple(block for block in blocks if block not in done)
+            if lost:  # strips of theirs, and that worker does not run the network
+                self._tasks.submit(mend_task, lost)
+        self._join(ready)
+        return records
 
 
 def run_many(

@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import astuple, dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,13 @@ from numpy.typing import NDArray
 
 from tilenet.classes import NODATA
 from tilenet.engine import spill
+from tilenet.engine.admission import Admission, check_raster
 from tilenet.engine.block import BlockJob, Forwarded, drive, join
 from tilenet.engine.journal import KILLS, NEIGHBOUR, UNREADABLE, BlockRecord, Invalid
 from tilenet.engine.meter import Spans
 from tilenet.engine.plan import Plan, block_levels
 from tilenet.engine.reading import read_window
+from tilenet.errors import UnfitError
 from tilenet.geometry import Window
 from tilenet.lattice import Lattice
 from tilenet.models.session import Session, Setup, open_session
@@ -42,12 +43,13 @@ __all__ = [
     "class_pixels",
     "files_of",
     "finish_block",
-    "forget_runs",
+    "forget_run",
     "forward_task",
     "is_lost",
     "join_task",
     "lose_block",
     "mark_lost",
+    "mend_task",
     "record_of",
     "session_for",
     "unreadable",
@@ -62,14 +64,39 @@ Blocks = tuple[int, ...]
 
 _sessions: dict[tuple[str, Setup, str], Session] = {}
 _sessions_lock = threading.Lock()
+_workers: dict[tuple[str, str], Worker] = {}
+_workers_lock = threading.Lock()
+_MOST_WORKERS = 8
 
 
-def session_for(files: ModelFiles, setup: Setup, dtype: str) -> Session:
-    """Return this process's session for a model, loading it the first time."""
+def session_for(
+    files: ModelFiles, setup: Setup, dtype: str, admission: Admission | None = None
+) -> Session:
+    """Return this process's session for a model, loading it the first time.
+
+    Parameters
+    ----------
+    files : ModelFiles
+        The model.
+    setup : Setup
+        The run's.
+    dtype : str
+        Numpy name of the pixels.
+    admission : Admission, optional
+        This worker's to the run.
+
+    Raises
+    ------
+    UnfitError
+        This worker cannot run it.
+    """
     key = (files.sha256, setup, dtype)
+    if admission is not None:
+        admission.check_versions(setup.backend)
     with _sessions_lock:
         if key not in _sessions:
-            _sessions[key] = open_session(files, setup, dtype)
+            here, own = (files, setup) if admission is None else admission.network(files, setup)
+            _sessions[key] = open_session(here, own, dtype)
         return _sessions[key]
 
 
@@ -191,15 +218,18 @@ class Worker:
         The input.
     store : MaskStore
         The store in progress.
+    admission : Admission or None
+        None without a cluster.
     """
 
     folder: Path
     plan: Plan
     raster: Raster
     store: MaskStore
+    admission: Admission | None = None
 
     @classmethod
-    def at(cls, file: Path) -> Worker:
+    def at(cls, file: Path, admission: Admission | None = None) -> Worker:
         """Return the worker of a plan's file in a run folder."""
         plan, folder = Plan.load(file.read_bytes()), file.parent
         return cls(
@@ -207,12 +237,14 @@ class Worker:
             plan,
             Raster(plan.raster, open_handle, area=plan.area),
             MaskStore(folder / STORE, plan.spec),
+            admission,
         )
 
     @property
     def session(self) -> Session:
         """The network, shared by all runs of this process."""
-        return session_for(self.plan.model, self.plan.setup, self.plan.raster.dtype)
+        plan = self.plan
+        return session_for(plan.model, plan.setup, plan.raster.dtype, self.admission)
 
     def strips(self, name: str) -> Path:
         """Return the path of a spilled file."""
@@ -315,15 +347,27 @@ class Worker:
         return write_block(self.store, self.plan.lattice, block, mask, probabilities)
 
 
-@lru_cache(maxsize=8)
 def _worker(file: str, run: str) -> Worker:
-    del run  # part of the key: a later run of this folder starts from what is on disk
-    return Worker.at(Path(file))
+    """Return this process's worker of a run; a later run of its folder is another one."""
+    with _workers_lock:
+        worker = _workers.pop((file, run), None) or _admitted(Path(file), run)
+        _workers[file, run] = worker
+        while len(_workers) > _MOST_WORKERS:
+            del _workers[next(iter(_workers))]  # the one that was used the longest ago
+        return worker
 
 
-def forget_runs() -> None:
-    """Close the inputs of the runs that this process has worked on."""
-    _worker.cache_clear()
+def _admitted(file: Path, run: str) -> Worker:
+    worker = Worker.at(file, Admission.check_in(file.parent, run))
+    check_raster(worker.plan.raster, worker.plan.read_timeout)
+    return worker
+
+
+def forget_run(folder: Path) -> None:
+    """Close the input of a run folder's runs that this process has worked on."""
+    with _workers_lock:
+        for key in [key for key in _workers if Path(key[0]).parent == folder.resolve()]:
+            del _workers[key]
 
 
 def forward_task(file: str, run: str, blocks: Blocks) -> tuple[Blocks, Spans]:
@@ -335,10 +379,22 @@ def forward_task(file: str, run: str, blocks: Blocks) -> tuple[Blocks, Spans]:
 
 
 def join_task(file: str, run: str, blocks: Blocks) -> tuple[list[BlockRecord], Spans]:
-    """Join blocks and store them; their records are true when this returns."""
+    """Join blocks and store them; their records are true when this returns.
+
+    One that needs a lost strip, where this worker cannot run the network, has no record.
+    """
     worker, spans = _worker(file, run), Spans()
-    records = [_join(worker, block, spans) for block in blocks]
+    records = []
+    for block in blocks:
+        with suppress(UnfitError):
+            records.append(_join(worker, block, spans))
     return records, spans.close()
+
+
+def mend_task(folder: str, run: str, blocks: Blocks) -> tuple[list[BlockRecord], Spans]:
+    """Join blocks of which strips are lost, on a worker that runs the network."""
+    worker, spans = _worker(folder, run), Spans()
+    return [_join(worker, block, spans) for block in blocks], spans.close()
 
 
 def finish_block(worker: Worker, block: int, spans: Spans) -> Forwarded:
@@ -354,9 +410,11 @@ def finish_block(worker: Worker, block: int, spans: Spans) -> Forwarded:
                 own = replace(own, failed=(*own.failed, (window, NEIGHBOUR)))
             else:
                 strips[giver] = worker.strip(giver, block, spans)
-        for rows in (own.top, own.left, *strips.values()):
+        read = [(block, own.top), (block, own.left), *strips.items()]
+        for giver, rows in read:
             if isinstance(rows, spill.RowsReader):
                 files.callback(rows.close)
+                spans.strip_reads.append((giver, rows.size))
         with spans.writing():
             join(lattice, block, own, strips, worker.plan.decision)
     return own
@@ -366,4 +424,5 @@ def _join(worker: Worker, block: int, spans: Spans) -> BlockRecord:
     own = finish_block(worker, block, spans)
     with spans.writing():
         stored = worker.write(block, own.mask, own.probabilities)
+        spans.pixels += own.mask.size
         return record_of(block, own, stored, len(worker.plan.spec.classes))

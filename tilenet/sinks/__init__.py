@@ -12,7 +12,7 @@ from tilenet.sinks.png import encode_png, write_png
 from tilenet.sinks.seal import Seal
 from tilenet.sinks.skeleton import complete, seal_path
 from tilenet.sinks.spec import ArrayLayout, LabelOf, MaskSpec, ZarrFormat, zarr_format_for
-from tilenet.sinks.store import MaskStore, StoredChunk, documents, open_store
+from tilenet.sinks.store import MaskStore, StoredChunk, document, documents, open_store
 
 __all__ = [
     "ArrayLayout",
@@ -25,6 +25,7 @@ __all__ = [
     "check_slides",
     "complete",
     "crs_keys",
+    "document",
     "documents",
     "encode_png",
     "enlist",

@@ -30,7 +30,7 @@ from tilenet.sinks.seal import SEAL
 from tilenet.sinks.skeleton import complete, encode, skeleton
 from tilenet.sinks.spec import ArrayLayout, MaskSpec
 
-__all__ = ["MaskStore", "StoredChunk", "documents", "open_store"]
+__all__ = ["MaskStore", "StoredChunk", "document", "documents", "open_store"]
 
 
 _UNREADABLE = (OverflowError,
@@ -286,6 +286,21 @@ def documents(root: Path) -> dict[str, bytes]:
         raise VerifyError(
             f"a document cannot be decoded ({err})", root, "run `tilenet verify`"
         ) from err
+
+
+def document(root: Path, name: str) -> bytes:
+    """Return one of the documents, without a look at the rest of the store: for thousands of them.
+
+    Raises
+    ------
+    InputError
+        If there is none that reads.
+    """
+    try:
+        array = zarr.open_array(root / "tilenet" / name, mode="r")
+        return np.asarray(array[...]).tobytes()
+    except (*_UNREADABLE, OSError) as err:
+        raise InputError("not a mask made by tilenet", root, "give the folder of a mask") from err
 
 
 def _check_extent(layout: ArrayLayout, shape: tuple[int, ...], row: int, col: int) -> None:

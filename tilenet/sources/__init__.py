@@ -5,6 +5,7 @@ from tilenet.sources.bucket import open_objects
 from tilenet.sources.folder import Input, find_inputs
 from tilenet.sources.gdal import CACHE_BYTES
 from tilenet.sources.grid import Grid
+from tilenet.sources.manifest import STDIN, read_manifest
 from tilenet.sources.opening import grid_of, open_handle, open_raster
 from tilenet.sources.picture import is_mask_store
 from tilenet.sources.raster import Raster
@@ -14,6 +15,7 @@ from tilenet.sources.view import View
 
 __all__ = [
     "CACHE_BYTES",
+    "STDIN",
     "Area",
     "Grid",
     "Input",
@@ -29,4 +31,5 @@ __all__ = [
     "open_handle",
     "open_objects",
     "open_raster",
+    "read_manifest",
 ]

@@ -1,4 +1,4 @@
-"""Which rasters a list of paths and folders means, and how their masks are called."""
+"""Which rasters a list of paths, folders and patterns means, and how their masks are called."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from tilenet.errors import InputError, TilenetError
 from tilenet.sources.picture import is_mask_store
 from tilenet.sources.remote import RemoteName
-from tilenet.strangers import exists, is_collection, is_store
+from tilenet.strangers import exists, is_collection, is_pattern, is_store
 
-__all__ = ["SUFFIXES", "Input", "find_inputs"]
+__all__ = ["SUFFIXES", "Input", "expand", "find_inputs", "fixed_part"]
 
 SUFFIXES = frozenset(
     [".tif", ".tiff", ".btf", ".svs", ".png", ".jpg", ".jpeg", ".jp2", ".j2k", ".bmp", ".gif",
@@ -71,7 +71,7 @@ def _rasters(folder: Path) -> Iterator[Path]:
         folders[:] = [name for name in folders if name not in stores and not name.startswith(".")]
 
 
-def _in_folder(folder: Path, out: Path) -> list[Input]:
+def _in_folder(folder: Path, out: Path, *, allow_none: bool = False) -> list[Input]:
     inside = out.absolute() if out.absolute() != folder.absolute() else None
     found = [
         Input(path, _stem(path.relative_to(folder)))
@@ -81,36 +81,114 @@ def _in_folder(folder: Path, out: Path) -> list[Input]:
         and inside not in path.absolute().parents
         and not _is_mask(path)
     ]
-    if not found:
+    if not found and not allow_none:
         raise InputError("no rasters in the folder", folder, "known endings: .tif .png .jpg .jp2 …")
     return found
 
 
-def find_inputs(paths: Sequence[Path | RemoteName], out: Path) -> list[Input]:
-    """Return the rasters that files and folders (searched recursively) name, in order.
+def fixed_part(pattern: Path) -> Path:
+    """Return the folder in which all that matches a pattern lies."""
+    plain = pattern
+    while is_pattern(plain):
+        plain = plain.parent
+    return plain
+
+
+def _matching(pattern: Path, out: Path) -> list[Input]:
+    """Return the rasters that match, as a shell would name them; masks of tilenet's are none.
+
+    Their masks lie as they do below the part without wildcards, so that equal names do not meet.
+    """
+    base = fixed_part(pattern)
+    try:
+        matches = sorted(base.glob(str(pattern.relative_to(base))))
+    except (ValueError, NotImplementedError) as error:
+        raise InputError(
+            f"no such pattern: {error}", pattern, "** stands between slashes"
+        ) from error
+    inside = out.absolute()
+    stores: dict[Path, bool] = {}
+    found: dict[Path | RemoteName, Input] = {}
+    for path in matches:
+        relative = path.relative_to(base)
+        above = [base / part for part in relative.parents if part.name]
+        stores |= {part: is_store(part) for part in above if part not in stores}
+        hidden = any(part.startswith(".") for part in relative.parts)
+        if hidden or inside in path.absolute().parents or any(stores[part] for part in above):
+            continue
+        if is_collection(path):
+            for one in _in_folder(path, out, allow_none=True):
+                found.setdefault(one.path, Input(one.path, relative / one.stem))
+        elif not _is_mask(path):
+            found.setdefault(path, Input(path, _stem(relative)))
+    if not found:
+        raise InputError("no raster matches the pattern", pattern, "check the path")
+    return list(found.values())
+
+
+def expand(path: Path | RemoteName, out: Path) -> list[Input]:
+    """Return the rasters that one name stands for: itself, what lies in it, or what matches.
+
+    Whether a single file is there is for whoever opens it.
+
+    Parameters
+    ----------
+    path : Path or RemoteName
+        A raster, a folder or a pattern.
+    out : Path
+        Where masks go.
+
+    Raises
+    ------
+    InputError
+        A folder holds no raster, or nothing matches.
+    """
+    if isinstance(path, RemoteName):
+        return [Input(path, _stem(Path(path.name)))]
+    if is_collection(path):
+        return _in_folder(path, out)
+    if is_pattern(path):
+        return _matching(path, out)
+    return [Input(path, _stem(Path(path.name)))]
+
+
+def find_inputs(
+    paths: Sequence[Path | RemoteName], out: Path, *, several: bool = False
+) -> list[Input]:
+    """Return the rasters that files, folders (searched recursively) and patterns name, in order.
 
     One of several that does not exist is returned too: opening it says so, and the others go on.
 
     Parameters
     ----------
     paths : list of Path or RemoteName
-        Rasters and folders.
+        Rasters, folders, and patterns such as ``slides/**/*.svs`` that no shell has expanded.
     out : Path
         Where masks go. What lies there is no input, nor is any other mask of tilenet's in a folder.
+    several : bool
+        There are more inputs than these.
 
     Raises
     ------
     InputError
-        The only path does not exist, or a folder holds no raster.
+        The only path does not exist, a folder holds no raster, or nothing matches the only pattern.
     """
+    several = several or len(paths) > 1
     inputs: list[Input] = []
     for path in paths:
         if isinstance(path, RemoteName):
-            inputs.append(Input(path, _stem(Path(path.name))))
-        elif is_collection(path):
-            inputs += _in_folder(path, out)
-        elif exists(path) or len(paths) > 1:
-            inputs.append(Input(path, _stem(Path(path.name))))
+            inputs += expand(path, out)
+        elif several and is_pattern(path):
+            inputs += _perhaps(path, out)
+        elif several or exists(path) or is_pattern(path):
+            inputs += expand(path, out)
         else:
             raise InputError("no such file or folder", path, "check the path")
     return inputs
+
+
+def _perhaps(path: Path, out: Path) -> list[Input]:
+    try:
+        return expand(path, out)
+    except InputError:
+        return [Input(path, _stem(Path(path.name)))]  # there is none: opening it says so

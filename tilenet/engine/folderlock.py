@@ -1,0 +1,81 @@
+"""Who writes masks into a folder: one run of many inputs, or the parts of one."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tilenet.errors import OutputError
+
+__all__ = ["FOLDER_LOCK", "folder_locked"]
+
+FOLDER_LOCK = ".tilenet.lock"
+"""Its name in the folder of masks."""
+
+_MOST = 256
+
+
+@contextmanager
+def folder_locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """Own a folder of masks; the kernel gives it back however this process ends.
+
+    The folder is made if need be, and goes again if it stays empty. What is locked is a hidden file
+    in it, which is removed in the end.
+
+    Parameters
+    ----------
+    folder : Path
+        Where a run writes its masks.
+    shared : bool
+        Others that share it may be there too, as the parts of one run.
+
+    Raises
+    ------
+    OutputError
+        Another run is at work there.
+    """
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    fd = _lock(folder, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    try:
+        if not shared:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            # The last one puts out the light: whoever shares the file keeps it from going.
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            (folder / FOLDER_LOCK).unlink()
+            if made:
+                folder.rmdir()
+        os.close(fd)
+
+
+def _lock(folder: Path, kind: int) -> int:
+    path = folder / FOLDER_LOCK
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    while True:
+        fd = os.open(path, flags, 0o644)
+        try:
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fd), path.lstat()):
+                    return fd
+        except BlockingIOError as error:
+            owner = os.pread(fd, _MOST, 0).decode(errors="replace")
+            os.close(fd)
+            raise OutputError(
+                f"another run{f' ({owner})' if owner else ''} writes masks into this folder",
+                folder,
+                "wait for it, or choose another --out",
+            ) from error
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # the one before us has just removed what we have locked
