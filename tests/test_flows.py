@@ -71,8 +71,10 @@ def run(line, environment, folder):
 @pytest.fixture
 def prefect(environment, tmp_path):
     folder = installed("prefect", "prefect>=3.6,<4", "fastapi<0.130")
-    settings = {"PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "0",
-                "DO_NOT_TRACK": "1", "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "200"}  # fmt: skip
+    settings = {
+        "PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "0",
+        "DO_NOT_TRACK": "1", "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "200",
+    }  # fmt: skip
     path = os.pathsep.join([str(Path(TILENET).parent), environment["PATH"]])
 
     def call(*arguments):
