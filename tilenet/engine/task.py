@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tilenet.classes import NODATA
 from tilenet.engine import spill
-from tilenet.engine.admission import Admission, check_raster
+from tilenet.engine.admission import Admission
 from tilenet.engine.block import BlockJob, Forwarded, drive, join
 from tilenet.engine.journal import KILLS, NEIGHBOUR, UNREADABLE, BlockRecord, Invalid
 from tilenet.engine.meter import Spans
@@ -349,8 +349,9 @@ class Worker:
 @lru_cache(maxsize=8)
 def _worker(folder: str, run: str) -> Worker:
     # A later run of this folder has another name, and starts from what is on disk.
-    worker = Worker.at(Path(folder), Admission.check_in(Path(folder), run))
-    check_raster(worker.plan.raster, worker.plan.read_timeout)
+    admission = Admission.check_in(Path(folder), run)
+    worker = Worker.at(Path(folder), admission)
+    admission.check_raster(worker.plan.raster, worker.plan.area, worker.plan.read_timeout)
     return worker
 
 
