@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from tilenet import __version__, durable
 from tilenet.engine import counters
 from tilenet.engine.admission import Versions, choose_here
-from tilenet.engine.meter import Spans
+from tilenet.engine.meter import Spans, host_of
 from tilenet.engine.scheduler import (
     JobQueue,
     Scheduler,
@@ -128,6 +128,9 @@ class Executor(Protocol):
     def handed_out(self) -> None:
         """Note that a run has started its last forward."""
 
+    def beside(self, worker: str) -> tuple[str, ...]:
+        """Return the workers on the host of one, for networks or not; () if that is not known."""
+
     def choose(self, files: ModelFiles, wanted: dict[str, Any]) -> Setup:
         """Let a worker choose what a network runs on."""
 
@@ -165,6 +168,10 @@ class _Threads:
     def handed_out(self) -> None:
         pass
 
+    def beside(self, worker: str) -> tuple[str, ...]:
+        del worker
+        return ()
+
     def choose(self, files: ModelFiles, wanted: dict[str, Any]) -> Setup:
         return choose_here(files, wanted)[0]
 
@@ -195,6 +202,7 @@ class _Dask:
         self._marked = False  # whether networks run on workers with the resource GPU only
         self.versions: Versions = {}
         self.places: Mapping[str, str] = {}
+        self._beside: dict[str, tuple[str, ...]] = {}
         self.workers = 1
         self._follow()
 
@@ -206,7 +214,11 @@ class _Dask:
             gpus = {a for a, one in every.items() if (one.get("resources") or {}).get(_GPU)}
             self._marked = self._marked or bool(gpus)
             able = gpus if self._marked else set(every)
-            self.places = {address: every[address]["host"] for address in sorted(able)}
+            self.places = {address: host_of(address) for address in sorted(able)}
+            beside: dict[str, list[str]] = {}
+            for address in every:
+                beside.setdefault(host_of(address), []).append(address)
+            self._beside = {host: tuple(found) for host, found in beside.items()}
             self._known = known
             self.workers = max(1, len(self.places))
         return bool(self.places)
@@ -263,6 +275,9 @@ class _Dask:
 
     def handed_out(self) -> None:
         pass
+
+    def beside(self, worker: str) -> tuple[str, ...]:
+        return self._beside.get(host_of(worker), ()) if worker else ()
 
     def choose(self, files: ModelFiles, wanted: dict[str, Any]) -> Setup:
         setup: Setup

@@ -366,6 +366,7 @@ def pack_task(
     pack: list[_Loaded] = []
     if request.meeting is not None:
         _admission(*request.meeting)
+        _look_for_area(request.config)
 
     def flush() -> None:
         _forward(pack, request, spans)
@@ -408,6 +409,14 @@ def pack_task(
 @lru_cache(maxsize=8)
 def _admission(folder: str, token: str) -> Admission:
     return Admission.check_in(Path(folder), token)
+
+
+def _look_for_area(config: PredictConfig) -> None:
+    """Raise UnfitError if this worker does not see the files that say where the work matters."""
+    within = None if config.within in ("none", "auto") else config.within
+    for path in (config.aoi, within):
+        if path is not None and not exists(path):
+            raise UnfitError("does not see", path, "let all workers share that disk")
 
 
 class _noting:

@@ -43,7 +43,6 @@ _FORWARDS_PER_WORKER = 2
 _TASK_PIXELS, _TASK_BLOCKS = 1 << 21, 64  # of many small blocks: Dask takes 2 ms for a task
 _TASKS_PER_WORKER = 16  # at the least: the last ones leave the other workers idle
 _MAX_JOINS = 16  # or as many as workers
-_JOINS = (join_task, mend_task)
 _MAX_WORKERS = 1 << 16  # that are told apart: a spot fleet may see many come and go
 _PAUSE = 0.5  # seconds between looks for a worker when there is none
 
@@ -210,17 +209,14 @@ class _Tasks:
         self._running: dict[Any, _Task] = {}
         self._suspects: list[_Task] = []
         self._forwards: Counter[str] = Counter()
-        self._joins = 0
+        self._forwarding = self._joins = 0
 
     def submit(
         self, function: Callable[..., Any], blocks: Blocks, *, tries: int = 0, worker: str = ""
     ) -> None:
         """Start a task, best on a worker; a join best on any worker of that one's host."""
-        near: tuple[str, ...] = (worker,) if worker else ()
-        joins = function in _JOINS
-        if worker and joins:
-            host = host_of(worker)
-            near = tuple(one for one in self._executor.places if host_of(one) == host) or near
+        joins = function is not forward_task
+        near = self._executor.beside(worker) if joins else (worker,)
         future = self._executor.submit(
             function, *self._key, blocks, network=function is not join_task, near=near
         )
@@ -229,14 +225,16 @@ class _Tasks:
             self._joins += 1
         else:
             self._forwards[worker] += 1
+            self._forwarding += 1
         future.add_done_callback(self._done.put)
 
     def _ended(self, future: Any) -> _Task:
         task = self._running.pop(future)
-        if task.function in _JOINS:
+        if task.function is not forward_task:
             self._joins -= 1
         else:
             self._forwards[task.worker] -= 1
+            self._forwarding -= 1
         return task
 
     def free(self) -> str | None:
@@ -247,7 +245,7 @@ class _Tasks:
         executor = self._executor
         if self._joins > max(_MAX_JOINS, executor.workers):
             return None
-        if self._forwards.total() >= _FORWARDS_PER_WORKER * executor.workers:
+        if self._forwarding >= _FORWARDS_PER_WORKER * executor.workers:
             return None
         return min(executor.places, key=self._forwards.__getitem__, default=None)
 

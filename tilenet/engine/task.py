@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tilenet.classes import NODATA
 from tilenet.engine import spill
-from tilenet.engine.admission import Admission, check_raster
+from tilenet.engine.admission import Admission
 from tilenet.engine.block import BlockJob, Forwarded, drive, join
 from tilenet.engine.journal import KILLS, NEIGHBOUR, UNREADABLE, BlockRecord, Invalid
 from tilenet.engine.meter import Spans
@@ -358,8 +358,9 @@ def _worker(file: str, run: str) -> Worker:
 
 
 def _admitted(file: Path, run: str) -> Worker:
-    worker = Worker.at(file, Admission.check_in(file.parent, run))
-    check_raster(worker.plan.raster, worker.plan.read_timeout)
+    admission = Admission.check_in(file.parent, run)
+    worker = Worker.at(file, admission)
+    admission.check_raster(worker.plan.raster, worker.plan.area, worker.plan.read_timeout)
     return worker
 
 

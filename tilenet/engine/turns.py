@@ -88,6 +88,9 @@ class _Run:
     def workers(self) -> int:
         return self.shared.workers
 
+    def beside(self, worker: str) -> tuple[str, ...]:
+        return self.shared.beside(worker)
+
     def choose(self, files: ModelFiles, wanted: dict[str, Any]) -> Setup:
         return self.shared.choose(files, wanted)
 
