@@ -24,6 +24,7 @@ from tilenet.engine import large, task
 from tilenet.engine.cluster import WorkersDied, open_executor
 from tilenet.engine.folderlock import FOLDER_LOCK, folder_locked
 from tilenet.engine.meter import Spans
+from tilenet.engine.run import run_many
 from tilenet.engine.turns import take_turns
 from tilenet.errors import OutputError, ResourceError
 
@@ -222,29 +223,50 @@ class TestTurns:
         self.drive([work] * 6)
         assert max(most) == 2
 
-    def test_who_kills_workers_in_company_is_driven_alone(self):
-        began = []
+    def test_who_wants_to_be_alone_is(self):
+        """Of two that want it, one has ended before the other is; a third begins after both."""
+        said = []
 
-        def guilty(executor):
-            began.append("guilty")
-            executor.handed_out()
-            time.sleep(0.1)
-            if began.count("guilty") == 1:
-                executor.result(executor.submit(dies))
-            assert executor.alone
-            return "guilty"
+        def work(name, *, alone):
+            def run(executor):
+                said.append(f"{name} begins")
+                executor.handed_out()
+                time.sleep(0.1)
+                if alone:
+                    executor.be_alone()
+                    executor.be_alone()
+                    said.append(f"{name} is alone")
+                time.sleep(0.1)
+                said.append(f"{name} ends")
 
-        def dies():
-            raise WorkersDied
+            return run
 
-        def other(executor):
-            began.append("other")
-            executor.handed_out()
-            time.sleep(0.2)
-            return "other"
+        self.drive([work("a", alone=True), work("b", alone=True), work("c", alone=False)])
+        assert said[:2] == ["a begins", "b begins"]
+        first, second = said[2][0], said[4][0]
+        assert said[2:] == [
+            f"{first} is alone", f"{first} ends", f"{second} is alone", f"{second} ends",
+            "c begins", "c ends",
+        ]  # fmt: skip
 
-        assert self.drive([guilty, other, other]) == ["other", "guilty", "other"]
-        assert began == ["guilty", "other", "guilty", "other"]
+    def test_packs_under_which_workers_die(self):
+        """The packs are tried raster by raster, when all else is done; the guilty one is lost."""
+        order = []
+
+        def task(jobs):
+            order.append(jobs)
+            if "x" in jobs:
+                raise WorkersDied
+            return jobs, Spans()
+
+        def work(executor):
+            packs = [("ax",), ("bc",), ("de",)]
+            found = run_many(executor, task, packs, lambda jobs: [(job,) for job in jobs],
+                             lambda jobs: (f"lost {jobs}", Spans()))  # fmt: skip
+            return sorted(jobs for jobs, _ in found)
+
+        assert self.drive([work]) == [["a", "bc", "de", "lost x"]]
+        assert order[-2:] == ["a", "x"]
 
     def test_a_failure_in_company_is_looked_at_alone(self):
         def work(executor):

@@ -56,6 +56,9 @@ class Executor(Protocol):
     def handed_out(self) -> None:
         """Note that a run has started its last forward."""
 
+    def be_alone(self) -> None:
+        """Return when no other run has tasks here, nor will have before this one has ended."""
+
     @property
     def workers(self) -> int:
         """How many processes run tasks, as far as is known."""
@@ -79,6 +82,9 @@ class _Threads:
         pass
 
     def handed_out(self) -> None:
+        pass
+
+    def be_alone(self) -> None:
         pass
 
     def close(self) -> None:
@@ -125,6 +131,9 @@ class _Dask:
             raise ClusterError("the workers or the scheduler are gone", "--scheduler", _RESUMES)
 
     def handed_out(self) -> None:
+        pass
+
+    def be_alone(self) -> None:
         pass
 
 
