@@ -77,7 +77,3 @@ fault: $(READY) ## break runs in every way we know and compare with undisturbed 
 
 fault-long: $(READY) ## the same, hundreds of times (hours)
 	$(BIN)/python tests/fault --long
-
-.PHONY: nightly
-nightly: $(READY) ## segment 500 small slides, five of them broken, and the same again (the tests have 60)
-	TILENET_SLIDES=500 $(BIN)/python -m pytest -s -k ManySlides tests/test_nightly.py

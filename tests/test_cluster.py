@@ -149,7 +149,8 @@ def test_no_batch_system(cli, scene, models, tmp_path, monkeypatch):
     (tmp_path / "jobs.toml").write_text("jobs = 1")
     for kind, program in (("slurm", "sbatch"), ("pbs", "qsub")):
         done = cli("predict", scene, "--out", tmp_path / "x.zarr", "--model",
-                   models / "identity.onnx", "--scheduler", f"{kind}:{tmp_path / 'jobs.toml'}")  # fmt: skip
+                   models / "identity.onnx", "--scheduler",
+                   f"{kind}:{tmp_path / 'jobs.toml'}")  # fmt: skip
         assert done.code == 2
         assert f"{program} is not there" in done.err
 

@@ -128,6 +128,9 @@ class Executor(Protocol):
     def handed_out(self) -> None:
         """Note that a run has started its last forward."""
 
+    def be_alone(self) -> None:
+        """Return when no other run has tasks here, nor will have before this one has ended."""
+
     def beside(self, worker: str) -> tuple[str, ...]:
         """Return the workers on the host of one, for networks or not; () if that is not known."""
 
@@ -166,6 +169,9 @@ class _Threads:
         pass
 
     def handed_out(self) -> None:
+        pass
+
+    def be_alone(self) -> None:
         pass
 
     def beside(self, worker: str) -> tuple[str, ...]:
@@ -274,6 +280,9 @@ class _Dask:
             raise ClusterError("the workers or the scheduler are gone", "--scheduler", _RESUMES)
 
     def handed_out(self) -> None:
+        pass
+
+    def be_alone(self) -> None:
         pass
 
     def beside(self, worker: str) -> tuple[str, ...]:

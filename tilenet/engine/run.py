@@ -32,7 +32,6 @@ from tilenet.engine.task import (
     lose_block,
     mend_task,
 )
-from tilenet.errors import ClusterError
 
 __all__ = ["Share", "run_blocks", "run_many"]
 
@@ -259,6 +258,7 @@ class _Tasks:
             if suspect.tries == self._executor.patience:
                 yield lose_block, suspect.blocks, None
                 return
+            self._executor.be_alone()
             self.submit(suspect.function, suspect.blocks, tries=suspect.tries + 1)
         if not self._running:
             self._executor.check()  # for there is nobody who could do anything
@@ -398,7 +398,11 @@ class _Run:
 
 
 def run_many(
-    executor: Executor, function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]
+    executor: Executor,
+    function: Callable[..., Any],
+    arguments: Iterable[tuple[Any, ...]],
+    split: Callable[..., Iterable[tuple[Any, ...]]],
+    lose: Callable[..., Any],
 ) -> Iterator[Any]:
     """Run one task per tuple of arguments, a bounded number at a time; yield results as they come.
 
@@ -410,22 +414,36 @@ def run_many(
         The task.
     arguments : iterable of tuple
         Read as tasks finish.
+    split : callable
+        From the arguments of a task under which workers died to those of its smallest parts, which
+        are tried one by one when all else is done.
+    lose : callable
+        From the arguments of such a part, under which they die again, to what counts as its result.
     """
     done: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    running, left = 0, iter(arguments)
+    running: dict[Any, tuple[Any, ...]] = {}
+    suspects: list[tuple[Any, ...]] = []
+    left = iter(arguments)
     while True:
-        while running < _FORWARDS_PER_WORKER * executor.workers:
+        while len(running) < _FORWARDS_PER_WORKER * executor.workers:
             values = next(left, None)
             if values is None:
                 break
-            executor.submit(function, *values).add_done_callback(done.put)
-            running += 1
+            future = executor.submit(function, *values)
+            running[future] = values
+            future.add_done_callback(done.put)
         if not running:
-            return
+            break
+        future = next_done(done, executor)
+        values = running.pop(future)
+        try:
+            yield executor.result(future)
+        except WorkersDied:
+            suspects += split(*values)
+    for values in suspects:
+        executor.be_alone()
+        executor.submit(function, *values).add_done_callback(done.put)
         try:
             yield executor.result(next_done(done, executor))
-        except WorkersDied as error:
-            raise ClusterError(
-                "the workers died under a task", "--scheduler", "a rerun resumes"
-            ) from error
-        running -= 1
+        except WorkersDied:
+            yield lose(*values)
