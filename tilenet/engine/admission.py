@@ -32,6 +32,7 @@ from tilenet.watchdog import watched
 
 __all__ = [
     "Admission", "Versions", "admitting", "choose_here", "meeting_place",
+    "versions_here",
 ]  # fmt: skip
 
 Versions = dict[str, str]
@@ -53,13 +54,18 @@ def _version(package: str) -> str:
         return "none"
 
 
+def versions_here() -> Versions:
+    """Return the versions of what decides the bytes, in this process, but for the backend's."""
+    return {package: _version(package) for package in ("tilenet", *_PACKAGES)}
+
+
 def choose_here(files: ModelFiles, wanted: dict[str, Any]) -> tuple[Setup, Versions]:
-    """Choose what a network runs on, on a worker, and say in which versions."""
+    """Choose what a network runs on, on a worker; return it and its library's version."""
     try:
         setup = choose(files, threads=own_threads(), **wanted)
     except ModelError as error:
         raise ModelError(f"a worker says: {error.what}", error.where, error.do) from error
-    return setup, {one: _version(one) for one in ("tilenet", *_PACKAGES, setup.backend)}
+    return setup, {setup.backend: _version(setup.backend)}
 
 
 @contextmanager

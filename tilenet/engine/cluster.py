@@ -7,10 +7,12 @@ an in-process cluster, and all other schedulers through the same code on others.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import queue
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -23,7 +25,7 @@ from urllib.parse import urlsplit
 
 from tilenet import __version__, durable
 from tilenet.engine import counters
-from tilenet.engine.admission import Versions, choose_here
+from tilenet.engine.admission import Versions, choose_here, versions_here
 from tilenet.engine.meter import Spans, host_of
 from tilenet.engine.scheduler import (
     JobQueue,
@@ -72,6 +74,8 @@ _HERE = ("local", "processes", "cuda", "slurm", "pbs")  # whose scheduler is on 
 _LOOK, _GRACE = 5.0, 30.0  # seconds between looks at the cluster; without workers at the most
 _WAIT, _FILE_WAIT = 60.0, 15.0  # for the first worker; for a scheduler's file
 _RESUMES = "a rerun resumes"
+_JOBS_TOO = {"config_name", "interface", "protocol", "security"}  # keywords of cluster and job
+_ROLES = ("client", "scheduler", "worker")
 _GPU = "GPU"  # the resource (Dask's word) of workers that run networks, if any has it
 _GPU_SHARE = 0.5  # that a task takes: while one computes, the next reads
 
@@ -290,7 +294,8 @@ class _Dask:
 
     def choose(self, files: ModelFiles, wanted: dict[str, Any]) -> Setup:
         setup: Setup
-        setup, self.versions = self.result(self.submit(choose_here, files, wanted))
+        setup, version = self.result(self.submit(choose_here, files, wanted))
+        self.versions = versions_here() | version
         return setup
 
 
@@ -446,7 +451,26 @@ def _local_cluster(found: Scheduler) -> Any:
     return LocalCUDACluster(n_workers=_gpus(), protocol="tcp", device_memory_limit=0, **options)
 
 
-def _job_cluster(found: Scheduler, *, insecure: bool) -> tuple[Any, JobQueue]:
+@contextmanager
+def _keys(folder: Path) -> Iterator[Any]:
+    """Make keys for one run, in files that its jobs can read; yields Dask's security."""
+    import distributed
+
+    try:
+        made = distributed.Security.temporary()
+    except ImportError as error:
+        raise _extra("cryptography", "hpc") from error
+    with tempfile.TemporaryDirectory(prefix=".tilenet-keys-", dir=folder) as place:
+        paths = {}
+        for name, text in made.get_tls_config_for_role("worker").items():
+            if isinstance(text, str) and "\n" in text:
+                paths[name] = str(Path(place) / name)
+                Path(place, name).write_text(text)
+        roles = {f"tls_{role}_{part}": paths[part] for role in _ROLES for part in ("key", "cert")}
+        yield distributed.Security(require_encryption=True, tls_ca_file=paths["ca_file"], **roles)
+
+
+def _job_cluster(found: Scheduler, stack: ExitStack, *, insecure: bool) -> tuple[Any, JobQueue]:
     """Start a scheduler here whose workers are a batch system's jobs."""
     path = Path(found.place)
     job_queue = read_job_queue(path)
@@ -460,20 +484,23 @@ def _job_cluster(found: Scheduler, *, insecure: bool) -> tuple[Any, JobQueue]:
     command = kind.job_cls.submit_command.partition(" ")[0]
     if shutil.which(command) is None:
         raise UsageError(f"{command} is not there", "--scheduler", f"submit where {found.kind} is")
-    keywords: dict[str, Any] = {"shared_temp_directory": str(path.absolute().parent)}
-    keywords |= job_queue.cluster
+    keywords = dict(job_queue.cluster)
     options = {"dashboard_address": "127.0.0.1:0"} | keywords.get("scheduler_options", {})
     keywords["scheduler_options"] = options
+    folder = keywords.pop("shared_temp_directory", path.absolute().parent)
     if not insecure:
-        own = distributed.Security()
-        ready = own.get_connection_args("scheduler").get("ssl_context") is not None
-        keywords |= {"protocol": "tls://", "security": own if ready else True}
+        security = distributed.Security()
+        if security.get_connection_args("scheduler").get("ssl_context") is None:
+            security = stack.enter_context(_keys(Path(folder).expanduser()))
+        keywords |= {"protocol": "tls://", "security": security}
     try:
+        # First a job alone: of a cluster that cannot be made, the remains complain.
+        own = inspect.signature(dask_jobqueue.JobQueueCluster).parameters.keys() - _JOBS_TOO
+        kind.job_cls("", name="", **{key: keywords[key] for key in keywords.keys() - own})
         cluster = kind(**keywords)
-    except (TypeError, ValueError, ImportError) as error:
-        raise UsageError(
-            f"{kind.__name__}: {str(error).partition('job_kwargs=')[0]}", path, "correct [cluster]"
-        ) from error
+    except (TypeError, ValueError) as error:
+        what = str(error).rpartition("__init__() ")[2]
+        raise UsageError(f"{kind.__name__}: {what}", path, "correct [cluster]") from error
     if job_queue.jobs is not None:
         cluster.scale(jobs=job_queue.jobs)
     elif job_queue.adaptive is not None:
@@ -537,7 +564,7 @@ def open_executor(
     quiet_dask()
     with ExitStack() as stack:
         try:
-            target, wait, grace = _target(found, insecure=insecure)
+            target, wait, grace = _target(found, stack, insecure=insecure)
             if not isinstance(target, str):
                 stack.callback(target.close)
             client = distributed.Client(target, timeout=15, set_as_default=report is not None)
@@ -547,7 +574,10 @@ def open_executor(
                 f"no answer: {error}", scheduler, "is the scheduler running?"
             ) from error
         try:
+            # An adaptive cluster without work has no workers.
+            work = client.submit(_introduce, pure=False) if found.elsewhere else None
             client.wait_for_workers(1, timeout=wait)
+            del work
         except TimeoutError as error:
             raise ClusterError("no worker has come", scheduler, "start dask worker") from error
         if found.elsewhere:
@@ -559,7 +589,7 @@ def open_executor(
         yield _Dask(client, patience, elsewhere=found.elsewhere, grace=grace)
 
 
-def _target(found: Scheduler, *, insecure: bool) -> tuple[Any, float, float]:
+def _target(found: Scheduler, stack: ExitStack, *, insecure: bool) -> tuple[Any, float, float]:
     """Start or find a cluster.
 
     Returns
@@ -570,7 +600,7 @@ def _target(found: Scheduler, *, insecure: bool) -> tuple[Any, float, float]:
         Seconds to wait for its first worker, and to be without any later.
     """
     if found.kind in ("slurm", "pbs"):
-        cluster, job_queue = _job_cluster(found, insecure=insecure)
+        cluster, job_queue = _job_cluster(found, stack, insecure=insecure)
         return cluster, job_queue.wait, job_queue.wait
     target: Any = found.place
     if found.kind == "file":
