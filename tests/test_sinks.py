@@ -1,6 +1,7 @@
 """Sinks: every reader of the table in the README finds the right class at the right place."""
 
 import ctypes
+import json
 import os
 import pickle
 import subprocess
