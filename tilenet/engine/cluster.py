@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -90,7 +91,9 @@ class _Dask:
         self.workers = max(1, len(client.nthreads()))
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        future = self._client.submit(_as_value, function, *arguments, pure=False)
+        # Named by what it does: Dask balances tasks by how long those of their name take.
+        key = f"{function.__name__}-{uuid.uuid4().hex}"
+        future = self._client.submit(_as_value, function, *arguments, key=key)
         # Fetched beside our own thread, which must neither wait for a worker that is cut off nor
         # ask for each report alone: the client asks for all at once that are done meanwhile.
         return asyncio.run_coroutine_threadsafe(self._fetch(future), self._client.loop.asyncio_loop)
