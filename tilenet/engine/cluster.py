@@ -31,6 +31,7 @@ FEW_BLOCKS = 256
 # tried alone when all else is done, and given up when it has taken so many more with it.
 _DEATHS, _PATIENCE = 2, 2
 _LOOK, _GRACE = 5.0, 30.0  # seconds between looks at the cluster; without workers at the most
+_SETTLE, _SOON = 60.0, 0.2  # seconds for workers to be there again; between looks
 _RESUMES = "a rerun resumes"
 
 
@@ -134,7 +135,23 @@ class _Dask:
         pass
 
     def be_alone(self) -> None:
-        pass
+        """Wait until our own workers are there again, for what comes now may well kill them.
+
+        One that dies while its nanny (Dask's word for who starts it) still looks on is not always
+        started again.
+        """
+        cluster, until = self._client.cluster, time.monotonic() + _SETTLE
+        nannies = list(getattr(cluster, "workers", {}).values())
+        while time.monotonic() < until and not all(map(_is_settled, nannies)):
+            self.check()
+            time.sleep(_SOON)
+
+
+def _is_settled(nanny: Any) -> bool:
+    process = getattr(nanny, "process", None)  # a worker in this process has none, nor a nanny
+    return not hasattr(nanny, "auto_restart") or (
+        process is not None and process.status.name == "running"
+    )
 
 
 def _as_value(function: Callable[..., Any], *arguments: Any) -> Any:
