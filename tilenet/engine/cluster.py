@@ -147,11 +147,11 @@ class _Dask:
             time.sleep(_SOON)
 
 
-def _is_settled(nanny: Any) -> bool:
-    process = getattr(nanny, "process", None)  # a worker in this process has none, nor a nanny
-    return not hasattr(nanny, "auto_restart") or (
-        process is not None and process.status.name == "running"
-    )
+def _is_settled(worker: Any) -> bool:
+    """Return whether a nanny's worker runs; what has no process of its own always does."""
+    if not hasattr(worker, "process"):
+        return True
+    return worker.process is not None and worker.process.status.name == "running"
 
 
 def _as_value(function: Callable[..., Any], *arguments: Any) -> Any:
