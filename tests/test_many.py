@@ -380,7 +380,7 @@ def test_a_signal_ends_a_pack(model, environment, tmp_path):
 KILLER = """
 import os
 from tilenet.engine import cluster
-cluster._GRACE = 250  # where others work too, it takes long until a worker is there again
+cluster._GRACE = 200  # where others work too, it takes long until a worker is there again
 from tilenet.sources.raster import Raster
 read = Raster.read
 def deadly(self, window, *rest):

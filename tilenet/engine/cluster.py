@@ -74,6 +74,7 @@ _DEATHS, _PATIENCE = 2, 2
 _HERE = ("local", "processes", "cuda", "slurm", "pbs")  # whose scheduler is on this machine
 _LOOK, _GRACE = 5.0, 30.0  # seconds between looks at the cluster; without workers at the most
 _WAIT, _FILE_WAIT = 60.0, 15.0  # for the first worker; for a scheduler's file
+_SETTLE, _SOON = 60.0, 0.2  # seconds for workers to be there again; between looks
 _RESUMES = "a rerun resumes"
 _JOBS_TOO = {"config_name", "interface", "protocol", "security"}  # keywords of cluster and job
 _ROLES = ("client", "scheduler", "worker")
@@ -290,7 +291,16 @@ class _Dask:
         pass
 
     def be_alone(self) -> None:
-        pass
+        """Wait until our own workers are there again, for what comes now may well kill them.
+
+        One that dies while its nanny (Dask's word for who starts it) still looks on is not always
+        started again.
+        """
+        cluster, until = self._client.cluster, time.monotonic() + _SETTLE
+        nannies = list(getattr(cluster, "workers", {}).values())
+        while time.monotonic() < until and not all(map(_is_settled, nannies)):
+            self.check()
+            time.sleep(_SOON)
 
     def beside(self, worker: str) -> tuple[str, ...]:
         return self._beside.get(host_of(worker), ()) if worker else ()
@@ -300,6 +310,13 @@ class _Dask:
         setup, version = self.result(self.submit(choose_here, files, wanted))
         self.versions = versions_here() | version
         return setup
+
+
+def _is_settled(worker: Any) -> bool:
+    """Return whether a nanny's worker runs; what has no process of its own always does."""
+    if not hasattr(worker, "process"):
+        return True
+    return worker.process is not None and worker.process.status.name == "running"
 
 
 def _as_value(function: Callable[..., Any], *arguments: Any) -> Any:

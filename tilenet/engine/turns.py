@@ -85,6 +85,7 @@ class _Run:
         self.events.put((self, "wants to be alone", None))
         while not self.permit.wait(_LOOK):
             self.check()
+        self.shared.be_alone()
 
 
 def take_turns(
