@@ -63,9 +63,33 @@ bench-rivals: $(READY) ## measure against MONAI, which is installed apart
 bench-training: $(READY) ## train on real data: DATA=folder of data sets, WEIGHTS=lite0.pth
 	$(BIN)/python tests/benchmarks/training.py "$(DATA)" "$(WEIGHTS)"
 
+.PHONY: bench-scaling
+bench-scaling: $(READY) ## measure 1 to 32 workers, and what a scheduler takes for 100,000 blocks (half an hour, 6 GB)
+	$(BIN)/python tests/benchmarks/scaling.py
+
+.PHONY: cluster
+cluster: $(READY) ## cut hosts of a cluster off from each other (needs network namespaces; ten minutes)
+	$(BIN)/python tests/hosts
+
 .PHONY: fault fault-long
 fault: $(READY) ## break runs in every way we know and compare with undisturbed ones (ten minutes)
 	$(BIN)/python tests/fault
 
 fault-long: $(READY) ## the same, hundreds of times (hours)
 	$(BIN)/python tests/fault --long
+
+.PHONY: nightly
+nightly: $(READY) ## segment 500 small slides, five of them broken, and the same again (the tests have 60)
+	TILENET_SLIDES=500 $(BIN)/python -m pytest -s -k ManySlides tests/test_nightly.py
+
+.PHONY: slurm images workflows
+slurm: $(READY) ## run the SLURM workflows on a real SLURM of this machine (Debian, as root)
+	tests/slurm/cluster.sh install
+	$(BIN)/python -m pytest tests/test_slurm.py
+
+images: $(READY) ## build docker/ with a real Docker, run the images and compose.yaml (Debian, as root; 20 GB)
+	tests/images/docker.sh install
+	TILENET_IMAGES=bench/images $(BIN)/python -m pytest tests/test_images.py
+
+workflows: $(READY) ## run the Airflow and Prefect flows, and lint what needs more tools, installed apart
+	UV=$(UV) TILENET_FLOWS=bench/flows $(BIN)/python -m pytest tests/test_workflows.py tests/test_flows.py

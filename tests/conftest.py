@@ -2,9 +2,12 @@
 
 import logging
 import os
+import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import networks
 import pytest
@@ -92,3 +95,56 @@ def models(tmp_path_factory):
 def unet(tmp_path_factory):
     """Return the folder of a seeded ResNet-18 U-Net."""
     return networks.unet(tmp_path_factory.mktemp("unet") / "resnet18")
+
+
+class _Asked:
+    """What was asked of the server."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __iter__(self):
+        return iter(self.path.read_text().split() if self.path.exists() else ())
+
+
+@pytest.fixture
+def served(tmp_path):
+    """Return a folder, its address, and what was asked of it."""
+    (tmp_path / "www").mkdir()
+    line = [sys.executable, str(Path(__file__).with_name("ranges.py")), str(tmp_path / "www")]
+    server = subprocess.Popen([*line, str(tmp_path / "log")], stdout=subprocess.PIPE, text=True)
+    with server:
+        port = int(server.stdout.readline())
+        yield tmp_path / "www", f"http://127.0.0.1:{port}", _Asked(tmp_path / "log")
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """Return the address of an S3 server on the loopback interface.
+
+    It is a process of its own: rasterio keeps the interpreter to itself while it opens a file.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    line = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(line, **quiet) as process:
+        try:
+            _wait_for(port, process)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.kill()
+
+
+def _wait_for(port, process):
+    end = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < end:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    raise AssertionError("moto does not start")

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import rasterio
@@ -17,28 +13,6 @@ from tilenet.geometry import Window
 from tilenet.sources import View, open_raster
 
 ALLOWED = View(allow_remote=True)
-
-
-class _Asked:
-    """What was asked of the server."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __iter__(self):
-        return iter(self.path.read_text().split() if self.path.exists() else ())
-
-
-@pytest.fixture
-def served(tmp_path):
-    """Return a folder, its address, and what was asked of it."""
-    (tmp_path / "www").mkdir()
-    line = [sys.executable, str(Path(__file__).with_name("ranges.py")), str(tmp_path / "www")]
-    server = subprocess.Popen([*line, str(tmp_path / "log")], stdout=subprocess.PIPE, text=True)
-    with server:
-        port = int(server.stdout.readline())
-        yield tmp_path / "www", f"http://127.0.0.1:{port}", _Asked(tmp_path / "log")
-        server.kill()
 
 
 def whole(path, view):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import networks
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import rasterio
 from rasters import picture, write_image, write_tif
 
-from tilenet import durable
+from tilenet import durable, stops
 from tilenet.api import predict
 from tilenet.cli import run as command_line
 from tilenet.config import PredictConfig
@@ -201,6 +202,29 @@ def test_an_overwrite_that_fails_keeps_the_old_mask(source, model, tmp_path, mon
     assert {p.name: p.read_bytes() for p in tmp_path.glob("x.*")} == before
 
 
+@pytest.mark.parametrize("name", ["x.tif", "x.zarr"])
+@pytest.mark.parametrize("old", [False, True], ids=["new", "overwritten"])
+def test_a_failure_once_the_mask_has_its_name_keeps_it(
+    source, model, tmp_path, monkeypatch, name, old
+):
+    out, options = tmp_path / name, {"probabilities": True, "blend": "hann"}
+    if old:
+        run(source, out, model)
+
+    def fail(folder):
+        if folder == tmp_path and out.exists():
+            raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "sync_directory", fail)
+        with pytest.raises(ResourceError, match=r"disk reports an error|Input/output error"):
+            run(source, out, model, **options, overwrite=old)
+    again = run(source, out, model, **options)
+    assert again.tiles_forwarded == 0
+    fresh = run(source, tmp_path / f"fresh-{name}", model, **options)
+    assert again.classes == fresh.classes
+
+
 def test_overwriting_takes_the_old_probabilities_away(source, model, tmp_path):
     run(source, tmp_path / "x.tif", model, probabilities=True)
     run(source, tmp_path / "x.tif", model, overwrite=True)
@@ -352,6 +376,20 @@ def test_a_signal_where_python_drops_errors():
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (143, "")
+
+
+def test_one_that_is_repeated_while_python_still_drops_errors(monkeypatch):
+    sent = []
+
+    def again(number):  # at once: the hook has not returned
+        sent.append(number)
+        if len(sent) == 1:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(stops, "_send_later", again)
+    with stops.stopping_on_signals():
+        stops._send_again(SimpleNamespace(exc_value=InterruptError("", "", "", code=143)))
+    assert sent == [signal.SIGTERM] * 2
 
 
 def test_a_signal_that_a_library_takes_for_its_own_error():

@@ -2,10 +2,6 @@
 
 import json
 import pickle
-import socket
-import subprocess
-import sys
-import time
 
 import networks
 import numpy as np
@@ -27,41 +23,10 @@ PIXELS = picture(150, 170, seed=4)
 ALLOWED = View(allow_remote=True)
 
 
-@pytest.fixture(scope="module")
-def server():
-    """Return the address of an S3 server on the loopback interface.
-
-    It is a process of its own: rasterio keeps the interpreter to itself while it opens a file.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    line = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(line, **quiet) as process:
-        try:
-            _wait_for(port, process)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.kill()
-
-
-def _wait_for(port, process):
-    end = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < end:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return
-    raise AssertionError("moto does not start")
-
-
 @pytest.fixture
-def bucket(server, monkeypatch):
+def bucket(s3_server, monkeypatch):
     """Return an empty bucket as obstore sees it; the environment leads to it."""
-    return connect_empty(server, monkeypatch)
+    return connect_empty(s3_server, monkeypatch)
 
 
 def upload(bucket, folder, prefix=""):

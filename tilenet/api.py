@@ -6,7 +6,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import batched
@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.config import PredictConfig
-from tilenet.engine.cluster import Executor, open_executor, worker_count
+from tilenet.engine.admission import admitting, meeting_place
+from tilenet.engine.cluster import (
+    Executor,
+    check_device,
+    is_elsewhere,
+    open_executor,
+    worker_count,
+)
 from tilenet.engine.elsewhere import RemoteOutput
 from tilenet.engine.folderlock import folder_locked
 from tilenet.engine.item import has_item, write_item
@@ -31,9 +38,11 @@ from tilenet.engine.pack import (
     plan_for,
     split_pack,
 )
+from tilenet.engine.part import run_part
 from tilenet.engine.plan import Plan, choose_tile, format_of
 from tilenet.engine.room import needed_bytes
 from tilenet.engine.run import run_many
+from tilenet.engine.runfolder import outside
 from tilenet.engine.savings import savings_of
 from tilenet.engine.skipping import finished_mask
 from tilenet.engine.turns import Work, take_turns
@@ -50,10 +59,11 @@ from tilenet.errors import (
 from tilenet.events import Listener, Tracker
 from tilenet.models.session import Setup, choose, cores, network_shape
 from tilenet.models.store import ModelFiles, find_model
+from tilenet.part import Part
 from tilenet.results import Failure, PredictResult, RunResult, Skipped, run_result
 from tilenet.sinks import label_path, read_image, warnings_for
 from tilenet.sources import Input, RemoteName, find_inputs, grid_of, named, read_manifest
-from tilenet.strangers import is_collection, is_pattern
+from tilenet.strangers import exists, is_collection, is_pattern
 
 __all__ = ["Failure", "PredictResult", "RunResult", "Skipped", "estimate", "is_single", "predict"]
 
@@ -76,12 +86,21 @@ class _Clock:
         return time.perf_counter() - self.start
 
 
-def _request(config: PredictConfig, known: Setup | None, scenes: tuple[str, ...] = ()) -> Request:
-    """Find the model and choose what it runs on; what is "auto" follows an unfinished run."""
+def _request(
+    config: PredictConfig,
+    known: Setup | None,
+    scenes: tuple[str, ...] = (),
+    cluster: Executor | None = None,
+) -> Request:
+    """Find the model and choose what it runs on; what is "auto" follows an unfinished run.
+
+    Workers on other machines choose, not this one.
+    """
     files = find_model(config.model, config.model_config_file, config.card_overrides())
     shape = network_shape(files)
     tile = choose_tile(files, shape, config).tile
     workers = worker_count(config.scheduler)
+    check_device(config.scheduler, config.device)
     auto = (config.device, config.backend, config.precision)
     device, backend, precision = auto
     if known is not None:
@@ -89,15 +108,14 @@ def _request(config: PredictConfig, known: Setup | None, scenes: tuple[str, ...]
         device, backend, precision = (
             old if new == "auto" else new for new, old in zip(auto, resumed, strict=True)
         )
-    setup = choose(
-        files,
-        device=device,
-        backend=backend,
-        precision=precision,
-        batch_size=config.batch_size,
-        tile_pixels=tile * tile,
-        threads=max(1, cores() // workers),
-    )
+    wanted: dict[str, Any] = {
+        "device": device, "backend": backend, "precision": precision,
+        "batch_size": config.batch_size, "tile_pixels": tile * tile,
+    }  # fmt: skip
+    if cluster is not None:
+        setup = cluster.choose(files, wanted)
+    else:
+        setup = choose(files, **wanted, threads=max(1, cores() // workers))
     _logger.info(
         "model %s on %s, %s %s: %s",
         files.card.name, setup.device, setup.backend, setup.precision, setup.why,
@@ -223,10 +241,20 @@ def _large(
     large = run_large(plan, out, executor, progress, overwrite=config.overwrite, copy=copy)
     if large.meter.nonfinite:
         _logger.warning("%d scores were not finite and count as 0", large.meter.nonfinite)
+    _say_strips(large.meter)
     seconds = time.perf_counter() - start
     result = run_result(plan, out, large.done, large.meter, seconds, resumed=large.resumed)
     _say_bottleneck(result)
     return result
+
+
+def _say_strips(meter: Meter) -> None:
+    """Say what it cost that blocks are done apart."""
+    moved = meter.strip_bytes_moved
+    _logger.info(
+        "strips took %.1f MB of the run folder; %.1f MB were read on another host than wrote them",
+        meter.strip_bytes / 1e6, moved / 1e6,
+    )  # fmt: skip
 
 
 def _say_bottleneck(result: RunResult) -> None:
@@ -267,8 +295,39 @@ def _shares(items: list[PackItem]) -> list[float]:
     return [part / (sum(pixels) or 1) for part in pixels]
 
 
-def _executor(config: PredictConfig, tasks: int) -> AbstractContextManager[Executor]:
-    return open_executor(config.scheduler, tasks, insecure=config.insecure_cluster)
+def _executor(
+    config: PredictConfig, tasks: int, cluster: Executor | None
+) -> AbstractContextManager[Executor]:
+    if cluster is not None:
+        return nullcontext(cluster)
+    return open_executor(
+        config.scheduler, tasks, insecure=config.insecure_cluster, report=config.dask_report
+    )
+
+
+@contextmanager
+def _cluster(config: PredictConfig) -> Iterator[Executor | None]:
+    """Open a cluster of other machines, which choose what the network runs on; else None."""
+    if not is_elsewhere(config.scheduler):
+        yield None
+        return
+    # What is wrong with it is not to be found when jobs have come out of their queue.
+    find_model(config.model, config.model_config_file, config.card_overrides())
+    with _executor(config, 0, None) as executor:
+        yield executor
+
+
+@contextmanager
+def _meeting(request: Request, cluster: Executor | None, place: Path) -> Iterator[Request]:
+    """Let workers on other machines show that they see a folder; yields the request for them."""
+    if cluster is None:
+        yield request
+        return
+    with (
+        meeting_place(place) as folder,
+        admitting(folder, request.files, cluster.versions, elsewhere=True) as token,
+    ):
+        yield replace(request, meeting=(str(folder), token))
 
 
 def _predict_one(
@@ -281,15 +340,86 @@ def _predict_one(
         return PredictResult((), skipped=tuple(skipped.values()))
     known = plan_in_progress(out)
     setup = None if known is None else known.setup
-    request = _request(config, setup, _scenes(found, config))
-    return _run_one(found[0], out, request, tracker)
+    with _cluster(config) as cluster:
+        request = _request(config, setup, _scenes(found, config), cluster)
+        if config.part is None:
+            return _run_one(found[0], out, request, tracker, cluster)
+        return _run_part(found[0], out, request, config.part, tracker, cluster)
+
+
+def _run_part(
+    source: Input,
+    out: Path,
+    request: Request,
+    part: Part,
+    tracker: Tracker,
+    cluster: Executor | None,
+) -> PredictResult:
+    """Make a part of a mask; of a small one, all of it or nothing."""
+    clock, plan = _Clock(), _plan_of(Job(source.path, out), request)
+    own = part.range_of(plan.lattice.blocks)
+    if plan.lattice.blocks == 1 and own:
+        result = _run_one(source, out, request, tracker, cluster)
+        return replace(result, runs=tuple(replace(run, part=str(part)) for run in result.runs))
+    _say_notes([plan])
+    _say_plan(plan)
+    _logger.info("part %s: %d of %d blocks", part, len(own), plan.lattice.blocks)
+    path = source.path.absolute()
+    tracker.expect(path, sum(band.pixels for band in plan.lattice.bands(own)))
+    tracker.all_known()
+    tracker.start(path, out, len(own))
+    # A part needs no cluster, however large it is.
+    with _executor(request.config, 1, cluster) as executor:
+        large = run_part(plan, out, part, executor, partial(tracker.advance, path))
+    if large.meter.nonfinite:
+        _logger.warning("%d scores were not finite and count as 0", large.meter.nonfinite)
+    run = run_result(
+        plan, out, large.done, large.meter, clock.seconds,
+        resumed=large.resumed, part=part, missing=large.missing,
+    )  # fmt: skip
+    _say_bottleneck(run)
+    if run.complete:
+        tracker.finish(path, out, seconds=run.seconds, resumed=not large.meter.tiles_forwarded)
+    return _result(run, clock)
+
+
+def _seen(jobs: list[Job], cluster: Executor | None) -> list[Job]:
+    """Note, for workers on other machines, which inputs are there."""
+    if cluster is None:
+        return jobs
+    return [
+        replace(job, seen=not isinstance(job.path, RemoteName) and exists(job.path)) for job in jobs
+    ]
+
+
+def _pack_one(job: Job, request: Request, cluster: Executor | None) -> tuple[PackItem, Spans]:
+    """Plan a raster, and segment it if it is small: here, or where the network can run."""
+    task = partial(pack_task, named=True)
+    if cluster is None:
+        [item], spans = task([job], request)
+        return item, spans
+    config = request.config
+    if config.into is not None:  # a worker may stand elsewhere
+        config = config.model_copy(update={"into": config.into.absolute()})
+    [there] = _seen([Job(job.path.absolute(), job.out.absolute())], cluster)
+    place = outside(there.out).parent
+    with _meeting(replace(request, config=config), cluster, place) as asked:
+        work = [([there], asked)]
+        [([item], spans)] = run_many(cluster, task, work, split_pack, lose_pack)
+    item.out = job.out
+    return item, spans
 
 
 def _run_one(
-    source: Input, out: Path, request: Request, tracker: Tracker, copy: Copy | None = None
+    source: Input,
+    out: Path,
+    request: Request,
+    tracker: Tracker,
+    cluster: Executor | None,
+    copy: Copy | None = None,
 ) -> PredictResult:
     clock, config = _Clock(), request.config
-    [item], spans = pack_task([Job(source.path, out)], request, named=True)
+    item, spans = _pack_one(Job(source.path, out), request, cluster)
     if item.error is not None:
         raise item.error
     assert item.plan is not None
@@ -300,12 +430,14 @@ def _run_one(
     tracker.start(path, out, item.plan.lattice.blocks)
     advance = partial(tracker.advance, path)
     if item.done is not None:
+        if config.dask_report is not None and cluster is None:
+            _logger.warning("no Dask report: one block needs no cluster")
         if item.plan.area is not None and not item.resumed:
             _say_savings(item.plan)
         advance(pixels)
         run = _item_result(item, spans, clock.seconds)
     else:
-        with _executor(config, item.plan.lattice.blocks) as executor:
+        with _executor(config, item.plan.lattice.blocks, cluster) as executor:
             run = _large(item.plan, out, executor, config, advance, copy)
     tracker.finish(path, out, seconds=run.seconds, resumed=item.resumed)
     return _result(run, clock)
@@ -335,6 +467,8 @@ def _remote_output(
         raise UsageError("only for masks on a disk", "--skip-finished", "leave it out")
     if str(out) in [str(one).rstrip("/") for one in inputs]:
         raise UsageError("it is the input", out, "choose another --out")
+    if config.part is not None:
+        raise UsageError("parts of a mask need a disk they share", "--part", "write to a disk")
     return RemoteOutput(out, config.scratch)
 
 
@@ -342,10 +476,21 @@ def _predict_remote(
     found: list[Input], place: RemoteOutput, config: PredictConfig, tracker: Tracker
 ) -> PredictResult:
     """Make a mask in a scratch folder, and its copy in an object store meanwhile."""
+    with _cluster(config) as cluster:
+        return _predict_copied(found, place, config, tracker, cluster)
+
+
+def _predict_copied(
+    found: list[Input],
+    place: RemoteOutput,
+    config: PredictConfig,
+    tracker: Tracker,
+    cluster: Executor | None,
+) -> PredictResult:
     clock, known = _Clock(), place.known()
     tracker.begin([found[0].path.absolute()])
     setup, source = None if known is None else known.setup, found[0]
-    request = _request(config, setup, _scenes(found, config))
+    request = _request(config, setup, _scenes(found, config), cluster)
     plan = _plan_of(Job(source.path, place.local), request)
     done = place.check(plan, overwrite=config.overwrite)
     if done is not None:
@@ -359,7 +504,7 @@ def _predict_remote(
     # What is in the scratch folder by then is this plan's.
     here = replace(request, config=config.model_copy(update={"overwrite": False}))
     with place.owned(plan, overwrite=config.overwrite) as mirror:
-        result = _run_one(source, place.local, here, tracker, mirror)
+        result = _run_one(source, place.local, here, tracker, cluster, mirror)
         mirror.finish(place.local, plan.zarr_format)
     [run] = result.runs
     return _result(replace(run, output=str(place.place)), clock)
@@ -370,8 +515,17 @@ def _plan_of(job: Job, request: Request) -> Plan:
         return plan_for(raster.info, job, request, named=True)[0]
 
 
-def _jobs(inputs: list[Input], out: Path) -> list[Job]:
-    jobs, names = [], dict[str, Path | RemoteName]()
+def _own(inputs: list[Input], config: PredictConfig) -> list[Input]:
+    """Return the inputs of a part: dealt out by their masks' names, in whatever order they come."""
+    if config.part is None:
+        return inputs
+    own = list(config.part.every(sorted(inputs, key=lambda one: one.stem)))
+    _logger.info("part %s: %d of %d inputs", config.part, len(own), len(inputs))
+    return own
+
+
+def _jobs(inputs: list[Input], out: Path, config: PredictConfig) -> list[Job]:
+    names = dict[str, Path | RemoteName]()
     for source in inputs:
         name = str(source.stem).casefold()
         if name in names:
@@ -381,9 +535,11 @@ def _jobs(inputs: list[Input], out: Path) -> list[Job]:
                 "rename one of them",
             )
         names[name] = source.path
-        # A worker may stand elsewhere.
-        jobs.append(Job(source.path.absolute(), (out / source.stem).absolute()))
-    return jobs
+    # A worker may stand elsewhere.
+    return [
+        Job(source.path.absolute(), (out / source.stem).absolute())
+        for source in _own(inputs, config)
+    ]
 
 
 class _Many:
@@ -472,15 +628,19 @@ def _predict_many(
     clock = _Clock()
     if out.exists() and not out.is_dir():
         raise OutputError("the output is a file", out, "give a folder for several inputs")
-    jobs = _jobs(inputs, out)
-    with folder_locked(out):
+    jobs = _jobs(inputs, out, config)
+    with folder_locked(out, shared=config.part is not None):
         tracker.begin(job.path for job in jobs)
         skipped = _skipped(jobs, config, tracker)
         left = [job for job in jobs if job.path not in skipped]
         if not left:
             return PredictResult((), skipped=tuple(skipped.values()), seconds=clock.seconds)
-        many = _Many(left, _request(config, None), clock, tracker)
-        with _executor(config, len(left) // _PACK) as executor:
+        with ExitStack() as stack:
+            cluster = stack.enter_context(_cluster(config))
+            request = _request(config, None, cluster=cluster)
+            request = stack.enter_context(_meeting(request, cluster, out.absolute()))
+            executor = stack.enter_context(_executor(config, len(left) // _PACK, cluster))
+            many = _Many(_seen(left, cluster), request, clock, tracker)
             many.drive(executor)
     wrong = [error for error in many.failed.values() if isinstance(error, UsageError)]
     if len(wrong) == len(left):
@@ -533,6 +693,11 @@ def _destination(
     """Return where masks go: `out`, or the label's place in an image."""
     if config.scratch is not None and not isinstance(out, RemoteName):
         raise UsageError("only for a mask that goes to s3://…", "--scratch", "leave it out")
+    if config.part is not None and config.overwrite and _is_single(inputs, config):
+        raise UsageError(
+            "parts of one mask would replace each other's work", "--overwrite",
+            "remove the old mask, then run the parts",
+        )  # fmt: skip
     if config.into is None and out is not None:
         return out
     if config.into is None or out is not None:
@@ -605,7 +770,7 @@ def _write_items(
     failed = []
     for run in runs:
         out = Path(run.output)
-        if not (config.stac or has_item(out)):
+        if not run.complete or not (config.stac or has_item(out)):
             continue
         try:
             for note in write_item(out):
@@ -615,6 +780,12 @@ def _write_items(
                 raise
             failed.append(Failure(run.input, error.code, str(error)))
     return failed
+
+
+def _estimate_part(plan: Plan, part: Part) -> dict[str, Any]:
+    own = part.range_of(plan.lattice.blocks)
+    tiles = plan.lattice.tiles_in(own)
+    return {"part": str(part), "part_blocks": len(own), "part_tiles": tiles}
 
 
 def _estimate(plan: Plan, files: ModelFiles) -> dict[str, Any]:
@@ -689,13 +860,15 @@ def estimate(
         if single:
             out = _named_output(out, config)
         request = _request(config, None, _scenes(found, config))
-        for source in found[:1] if single else found:
+        for source in found[:1] if single else _own(found, config):
             job = Job(source.path, out if single else out / source.stem)
             try:
                 with closing(open_job(job, request)) as raster:
                     plan, name = plan_for(raster.info, job, request, named=single)
                 finished = check_output(name, plan, overwrite=config.overwrite) is not None
-                yield _estimate(plan, request.files) | {"output": str(name), "finished": finished}
+                share = _estimate_part(plan, config.part) if single and config.part else {}
+                found_out = {"output": str(name), "finished": finished}
+                yield _estimate(plan, request.files) | share | found_out
             except (InputError, ModelError, OutputError) as error:
                 if single:
                     raise

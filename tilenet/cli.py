@@ -179,7 +179,17 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     format: Annotated[str | None, typer.Option(help="zarr, cog, ome-tiff or png.")] = None,
     zarr_format: Annotated[str | None, typer.Option(help="auto, 2 or 3.")] = None,
     scheduler: Annotated[
-        str | None, typer.Option(help="local, processes:N, tcp://host:port, tls://host:port.")
+        str | None,
+        typer.Option(
+            help="local, processes:N, cuda, tls://…, tcp://…, file:PATH, slurm:FILE, pbs:FILE, "
+            "k8s:NAME."
+        ),
+    ] = None,
+    dask_report: Annotated[
+        Path | None, typer.Option(help="Write Dask's performance report, HTML, here.")
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option(help="Do share I/N of the work; auto: as the job array says.")
     ] = None,
     block: Annotated[int | None, typer.Option(help="Block side: whole chunks.")] = None,
     chunk: Annotated[int | None, typer.Option(help="Chunk side of the store.")] = None,
@@ -243,8 +253,9 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         "plane": plane, "variable": variable, "bands": bands, "scaling": scaling, "aoi": aoi,
         "within": within,
         "threshold": threshold, "probabilities": probabilities, "format": format,
-        "zarr_format": zarr_format, "scheduler": scheduler, "block": block, "chunk": chunk,
-        "stac": stac,
+        "zarr_format": zarr_format, "scheduler": scheduler, "dask_report": dask_report,
+        "part": part,
+        "block": block, "chunk": chunk, "stac": stac,
         "skip_nodata": False if no_skip else None, "overwrite": overwrite,
         "strict": strict, "read_timeout": read_timeout, "allow_remote": allow_remote,
         "scratch": scratch, "insecure_cluster": insecure_cluster,
@@ -265,7 +276,7 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         check_csv(csv)
     with _onlooking(progress, summary) as look:
         result = api.predict(inputs, out, options, listener=look)
-        if csv is not None:
+        if csv is not None and result.complete:
             write_csv(result, csv)
         look.end(result.exit_code)
     single = api.is_single(inputs, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +20,7 @@ from pydantic import (
 
 from tilenet.blend import Activation, Blend
 from tilenet.errors import UsageError
+from tilenet.part import Part
 
 __all__ = ["DEFAULT_CHUNK", "PredictConfig", "load_config"]
 
@@ -63,6 +65,11 @@ def _bands(value: Any) -> Any:
 
 Bands = Annotated[tuple[int | str, ...] | None, BeforeValidator(_bands)]
 """Bands of a raster, from 1 or by name."""
+
+
+def _part(value: Any) -> Any:
+    """Return the part that ``2/8`` names; "auto" asks the environment."""
+    return Part.parse(value, os.environ) if isinstance(value, str) else value
 
 
 class PredictConfig(BaseModel):
@@ -118,7 +125,13 @@ class PredictConfig(BaseModel):
     zarr_format : {"auto", "2", "3"}
         "auto": 3 for georeferenced input, else 2.
     scheduler : str
-        "local", "processes:N", "tcp://host:port".
+        "local", "processes:N", "cuda", "tcp://host:port", "tls://host:port", "file:PATH",
+        "slurm:FILE", "pbs:FILE" or "k8s:NAME".
+    dask_report : Path or None
+        Where Dask's performance report goes, an HTML file.
+    part : Part or None
+        The share of the work to do, ``I/N`` with I from 1, or "auto": what SLURM, AWS Batch or
+        Kubernetes say of this task. Never changes the result.
     block, chunk : int or None, int
         Pixels a side; a block is a whole number of chunks.
     skip_nodata : bool
@@ -173,6 +186,8 @@ class PredictConfig(BaseModel):
     format: Literal["zarr", "cog", "png", "ome-tiff"] | None = None
     zarr_format: Literal["auto", "2", "3"] = "auto"
     scheduler: str = "local"
+    dask_report: Annotated[Path, AfterValidator(_absolute)] | None = None
+    part: Annotated[Part | None, BeforeValidator(_part)] = None
     block: Annotated[int, Field(ge=1)] | None = None
     chunk: Annotated[int, Field(ge=1, le=8192)] = DEFAULT_CHUNK
     skip_nodata: bool = True

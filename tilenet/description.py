@@ -17,9 +17,10 @@ from tilenet.sinks import documents, open_store, warnings_for
 from tilenet.sinks.readers import readers_of
 from tilenet.sources import RasterInfo, RemoteName, View, open_raster
 from tilenet.sources.gdal import DRIVERS, environment, open_dataset
+from tilenet.sources.stac import listing, read_item
 from tilenet.strangers import parse_json
 
-__all__ = ["describe_file", "describe_raster", "describe_store"]
+__all__ = ["describe_file", "describe_item", "describe_raster", "describe_store"]
 
 Document = dict[str, Any]
 
@@ -51,6 +52,19 @@ def describe_raster(path: Path | RemoteName, view: View | None = None) -> Docume
         **describe_place(found.georeference, found.height, found.width),
         "files": list(found.files),
         **_fitting(found),
+    }
+
+
+def describe_item(name: str) -> Document:
+    """Return what a STAC item offers, without opening any of its files."""
+    item = read_item(name)
+    rasters = listing(item)
+    return {
+        "kind": "STAC item",
+        "id": item.get("id"),
+        "datetime": (item.get("properties") or {}).get("datetime"),
+        "rasters": rasters,
+        "notes": ["--bands NAME,… of one band each, or --variable RASTER; with --allow-remote"],
     }
 
 

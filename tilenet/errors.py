@@ -4,6 +4,7 @@
 
     TilenetError
     |-- UsageError       2  the command line or a config value is off
+    |   `-- UnfitError   2  a worker does not see what the run sees, or is of another version
     |-- InputError       3  bad or unsupported input (also FileNotFoundError's meaning)
     |-- ModelError       4  the model, or the machine's backend, does not fit
     |-- OutputError      5  the output exists, is foreign or busy
@@ -38,6 +39,7 @@ __all__ = [
     "OutputError",
     "ResourceError",
     "TilenetError",
+    "UnfitError",
     "UsageError",
     "VerifyError",
     "blame",
@@ -104,6 +106,10 @@ class UsageError(TilenetError):
     """The command line or a config value is off."""
 
     code = 2
+
+
+class UnfitError(UsageError):
+    """A worker does not see what the run sees, or is of another version."""
 
 
 class InputError(TilenetError):
@@ -180,6 +186,10 @@ def blame(error: TilenetError) -> TilenetError:
     return error
 
 
+def _lost(error: Exception, where: object) -> ClusterError:
+    return ClusterError(f"the cluster was lost: {type(error).__name__}", where, "a rerun resumes")
+
+
 @contextmanager
 def convert_errors(where: object) -> Iterator[None]:
     """Turn the system's own errors into ours: what is exhausted, where, and that a rerun resumes.
@@ -203,6 +213,8 @@ def convert_errors(where: object) -> Iterator[None]:
     except MemoryError as error:
         raise ResourceError("out of memory", where, "use a smaller --tile or --block") from error
     except OSError as error:
+        if type(error).__module__.startswith("distributed"):
+            raise _lost(error, where) from error
         if error.errno in _PATH:
             raise OutputError(
                 error.strerror or str(error), error.filename or where, "choose another --out"
@@ -211,9 +223,7 @@ def convert_errors(where: object) -> Iterator[None]:
         raise ResourceError(what, error.filename or where, "mend it; a rerun resumes") from error
     except Exception as error:
         if type(error).__module__.startswith("distributed"):
-            raise ClusterError(
-                f"the cluster was lost: {type(error).__name__}", where, "a rerun resumes"
-            ) from error
+            raise _lost(error, where) from error
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported
             raise ResourceError(
                 "the device is out of memory", where, "use a smaller --tile or --batch-size"
@@ -241,7 +251,7 @@ def error_of_one(error: Exception, where: object) -> TilenetError | None:
         system = ours.__cause__
         ours.__cause__ = ours.__context__ = None  # they hold on to what was in memory
         denied = isinstance(system, OSError) and system.errno in (errno.EACCES, errno.EPERM)
-        shared = isinstance(ours, ResourceError | ClusterError) and not denied
+        shared = isinstance(ours, ResourceError | ClusterError | UnfitError) and not denied
         return None if shared else ours.with_traceback(None)
     except Exception as defect:
         place = traceback.extract_tb(defect.__traceback__)[-1]

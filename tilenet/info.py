@@ -12,7 +12,12 @@ from typing import Any
 import rasterio
 
 import tilenet
-from tilenet.description import describe_file, describe_raster, describe_store
+from tilenet.description import (
+    describe_file,
+    describe_item,
+    describe_raster,
+    describe_store,
+)
 from tilenet.engine.document import read_sidecar
 from tilenet.errors import InputError, ModelError
 from tilenet.models.card import ModelCard
@@ -20,6 +25,8 @@ from tilenet.models.contract import keeps_batch_contract
 from tilenet.models.session import choose, cores, cpu_flags, network_shape, open_session
 from tilenet.models.store import BUNDLED, ModelFiles, bundled_models, cache_folder, find_model
 from tilenet.sources import RemoteName, View, is_mask_store, named
+from tilenet.sources.remote import require_permission
+from tilenet.sources.stac import is_item
 from tilenet.strangers import exists, is_store
 
 __all__ = ["describe", "examine", "list_models"]
@@ -56,9 +63,10 @@ def describe(name: Path | str, *, allow_remote: bool = False) -> dict[str, Any]:
     InputError
         None of these.
     """
-    path = named(name)
+    path, view = named(name), View(allow_remote=allow_remote)
     if isinstance(path, RemoteName):
-        return describe_raster(path, View(allow_remote=allow_remote))
+        require_permission(path, allow_remote)
+        return describe_item(path.url) if is_item(path.url) else describe_raster(path, view)
     if not exists(path) and str(path) in bundled_models():
         return _describe_model(find_model(str(path), None, {}))
     if not exists(path):
@@ -69,8 +77,10 @@ def describe(name: Path | str, *, allow_remote: bool = False) -> dict[str, Any]:
         return describe_raster(path)
     if path.is_dir():
         return describe_store(path)
+    if is_item(str(path)):
+        return describe_item(str(path))
     made_by = read_sidecar(path)
-    return describe_raster(path) if made_by is None else describe_file(path, made_by)
+    return describe_raster(path, view) if made_by is None else describe_file(path, made_by)
 
 
 def list_models() -> list[dict[str, Any]]:

@@ -188,6 +188,23 @@ class Lattice:
         (top, bottom), (left, right) = self.rows.core_range(row), self.cols.core_range(col)
         return Window.from_bounds(top, left, bottom, right)
 
+    def bands(self, blocks: range) -> Iterator[Window]:
+        """Yield the pixels of consecutive blocks: for each row of blocks, those in it."""
+        across = self.cols.blocks
+        for row in range(blocks.start // across, -(-blocks.stop // across) if blocks else 0):
+            first = max(blocks.start - row * across, 0)
+            last = min(blocks.stop - row * across, across) - 1
+            (top, bottom), (left, _) = self.rows.core_range(row), self.cols.core_range(first)
+            yield Window.from_bounds(top, left, bottom, self.cols.core_range(last)[1])
+
+    def tiles_in(self, blocks: range) -> int:
+        """Return how many tiles consecutive blocks own."""
+        rows, cols = self.rows.first_tile, self.cols.first_tile
+        return sum(
+            (rows(band.row_stop) - rows(band.row)) * (cols(band.col_stop) - cols(band.col))
+            for band in self.bands(blocks)
+        )
+
     def own_tiles(self, block: int) -> tuple[range, range]:
         """Return the numbers of a block's tiles along rows and columns."""
         row, col = self.position(block)

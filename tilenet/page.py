@@ -39,7 +39,7 @@ def page(path: str, document: Document) -> str:
     document : dict
         As `tilenet.info.describe` returns it.
     """
-    if document["kind"] == "model":
+    if document["kind"] in ("model", "STAC item"):
         return outline(document)
     lines = [one_line(path)]
     for label, tell in _LINES.items():

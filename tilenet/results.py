@@ -12,6 +12,7 @@ from tilenet.engine.meter import Meter
 from tilenet.engine.plan import Plan
 from tilenet.errors import InvalidError, without_secrets
 from tilenet.ground import AreaUnit, pixel_area
+from tilenet.part import Part
 
 __all__ = ["ClassPixels", "Failure", "PredictResult", "RunResult", "Skipped", "run_result"]
 
@@ -92,7 +93,11 @@ class RunResult:
     `forward_seconds` is wall time with a forward running, `wait_seconds` the rest, in which the
     network waited; `read_seconds`, `write_seconds` and `queue_seconds` (pixels that waited for the
     network) are added up over threads. `efficiency` is the share of the time with a forward.
+    `strip_bytes` of strips and halves of blocks went to the run folder; `strip_bytes_moved` of them
+    were read on another host than wrote them.
     `read_amplification` is planned, not measured: see `tilenet.engine.reading`.
+    A `part` of a mask is `complete` when every other one is done too. Until then nothing is at
+    `output`; `classes` are those of the blocks that are done, `invalid` what failed in this part.
     """
 
     output: str
@@ -108,11 +113,13 @@ class RunResult:
     tiles_skipped: int
     tiles_forwarded: int
     blocks: int
+    blocks_done: int
     blocks_resumed: int
     blocks_invalid: tuple[int, ...]
     invalid: tuple[Invalid, ...]
     nonfinite_scores: int
     strip_bytes: int
+    strip_bytes_moved: int
     seconds: float
     forward_seconds: float
     read_seconds: float
@@ -130,6 +137,7 @@ class RunResult:
     plan_hash: str
     input: str
     files: tuple[str, ...]
+    part: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON document of one run."""
@@ -184,6 +192,11 @@ class PredictResult:
     skipped: tuple[Skipped, ...] = ()
 
     @property
+    def complete(self) -> bool:
+        """Whether all masks are there: of a raster made in parts, others may be at work."""
+        return all(run.complete for run in self.runs)
+
+    @property
     def exit_code(self) -> int:
         """0, or 7 if an input failed, or a part of one."""
         return 7 if self.failed else 0
@@ -191,7 +204,8 @@ class PredictResult:
     @property
     def outputs(self) -> tuple[str, ...]:
         """The masks that are there."""
-        return tuple(run.output for run in self.runs) + tuple(one.output for one in self.skipped)
+        made = tuple(run.output for run in self.runs if run.complete)
+        return made + tuple(one.output for one in self.skipped)
 
     @property
     def inputs(self) -> int:
@@ -213,9 +227,17 @@ class PredictResult:
 
 
 def run_result(
-    plan: Plan, out: object, done: Finished, meter: Meter, seconds: float, *, resumed: int
+    plan: Plan,
+    out: object,
+    done: Finished,
+    meter: Meter,
+    seconds: float,
+    *,
+    resumed: int,
+    part: Part | None = None,
+    missing: int = 0,
 ) -> RunResult:
-    """Return the figures of a finished mask.
+    """Return the figures of a finished mask, or of one that others finish.
 
     Parameters
     ----------
@@ -230,14 +252,19 @@ def run_result(
     seconds : float
         Wall time.
     resumed : int
-        Blocks that an earlier run had finished.
+        Blocks that an earlier run had finished, or another part.
+    part : Part, optional
+        Which one of the raster's this run was.
+    missing : int
+        Blocks that are left to others.
     """
     pixels = plan.raster.height * plan.raster.width
+    own = pixels if part is None else _pixels_of(plan, part)
     rows = plan.lattice.rows
     forward = meter.forward_seconds
     return RunResult(
         output=str(out),
-        complete=True,
+        complete=not missing,
         width=plan.raster.width,
         height=plan.raster.height,
         classes=_classes(plan, done),
@@ -249,11 +276,13 @@ def run_result(
         tiles_skipped=done.tiles_skipped,
         tiles_forwarded=meter.tiles_forwarded,
         blocks=done.blocks,
+        blocks_done=done.blocks - missing,
         blocks_resumed=resumed,
         blocks_invalid=tuple(sorted({one.block for one in done.invalid})),
         invalid=done.invalid[:_MAX_LISTED],
         nonfinite_scores=meter.nonfinite,
         strip_bytes=meter.strip_bytes,
+        strip_bytes_moved=meter.strip_bytes_moved,
         seconds=round(seconds, 4),
         forward_seconds=round(forward, 4),
         read_seconds=round(meter.read_seconds, 4),
@@ -261,7 +290,7 @@ def run_result(
         wait_seconds=round(max(0.0, seconds - forward), 4),
         queue_seconds=round(meter.queue_seconds, 4),
         read_amplification=round(plan.read_amplification, 4),
-        mpixels_per_second=round(pixels / 1e6 / seconds, 3) if seconds else 0.0,
+        mpixels_per_second=round(own / 1e6 / seconds, 3) if seconds else 0.0,
         efficiency=round(forward / seconds, 4) if seconds else 0.0,
         peak_rss_bytes=meter.peak_rss_bytes,
         device=plan.setup.device,
@@ -271,7 +300,13 @@ def run_result(
         plan_hash=plan.hash,
         input=without_secrets(plan.raster.path),
         files=plan.raster.files,
+        part=None if part is None else str(part),
     )
+
+
+def _pixels_of(plan: Plan, part: Part) -> int:
+    bands = plan.lattice.bands(part.range_of(plan.lattice.blocks))
+    return sum(band.pixels for band in bands)
 
 
 def _classes(plan: Plan, done: Finished) -> tuple[ClassPixels, ...]:

@@ -18,7 +18,12 @@ _SOON = 0.01  # seconds
 _raised: list[InterruptError] = []
 
 
-def _stop(number: int, _frame: FrameType | None) -> None:
+def _stop(number: int, frame: FrameType | None) -> None:
+    while frame is not None:
+        if frame.f_code is _send_again.__code__:  # in there too, Python drops errors
+            _send_later(number)
+            return
+        frame = frame.f_back
     # A second signal must not wait for what the first one already stops.
     signal.signal(number, signal.SIG_DFL)
     error = InterruptError(
@@ -36,6 +41,10 @@ def _send_again(unraisable: Any) -> None:
         return
     number = error.code - 128
     signal.signal(number, _stop)
+    _send_later(number)
+
+
+def _send_later(number: int) -> None:
     threading.Timer(_SOON, _send, (number,)).start()
 
 

@@ -98,10 +98,11 @@ def _share(one: ClassPixels, classes: Iterable[ClassPixels]) -> float:
 def lines(result: PredictResult) -> list[str]:
     """Return what a person reads at the end: a line per input if they are few, and a table.
 
-    The table has the classes that occur, summed over all inputs.
+    The table has the classes that occur, summed over all inputs. Of a mask of which others make
+    parts, there is only a line to say how far it is.
     """
-    if not result.runs:
-        return []
+    if not result.runs or not result.complete:
+        return [_so_far(run) for run in result.runs]
     several = len(result.runs) > 1
     text = []
     if several and len(result.runs) <= _MAX_INPUTS:
@@ -151,6 +152,11 @@ def _line(run: RunResult) -> str:
         inside = [f"{100 * _share(one, run.classes):.1f} %", _area(one)]
         parts.append(f"{one_line(one.name)} {one.pixels:,} px ({', '.join(filter(None, inside))})")
     return f"{one_line(run.output)}: {'; '.join(parts) or 'no answer'}"
+
+
+def _so_far(run: RunResult) -> str:
+    done = f"{run.blocks_done} of {run.blocks} blocks of {one_line(run.output)} are done"
+    return f"part {run.part}: {done}; the other parts make the rest"
 
 
 def _table(classes: list[ClassPixels], nodata: int) -> list[str]:

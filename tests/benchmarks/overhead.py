@@ -98,10 +98,10 @@ def planning(folder: Path) -> dict[str, float]:
     return timed(["predict", str(path), "--model", model, "--out", out, *cut, "--dry-run"], 1)
 
 
-def forward_nothing(folder: str, run: str, blocks: Blocks) -> tuple[Blocks, Spans]:
+def forward_nothing(file: str, run: str, blocks: Blocks) -> tuple[Blocks, Spans]:
     """Stand in for a forward: the files of an empty half, a strip for each taker."""
     del run
-    lattice, strips = _run[-1].lattice, Path(folder) / STRIPS
+    lattice, strips = _run[-1].lattice, Path(file).parent / STRIPS
     for block in blocks:
         given = [spill.strip_name(block, taker) for taker in lattice.takers(block)]
         for name in (*spill.own_names(block), *given):
@@ -109,10 +109,10 @@ def forward_nothing(folder: str, run: str, blocks: Blocks) -> tuple[Blocks, Span
     return blocks, Spans().close()
 
 
-def join_nothing(folder: str, run: str, blocks: Blocks) -> tuple[list[BlockRecord], Spans]:
+def join_nothing(file: str, run: str, blocks: Blocks) -> tuple[list[BlockRecord], Spans]:
     """Stand in for a join: reads what the forwards wrote."""
     del run
-    lattice, strips = _run[-1].lattice, Path(folder) / STRIPS
+    lattice, strips = _run[-1].lattice, Path(file).parent / STRIPS
     for block in blocks:
         taken = [spill.strip_name(giver, block) for giver in lattice.givers(block)]
         for name in (*spill.own_names(block), *taken):

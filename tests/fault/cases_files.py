@@ -181,15 +181,21 @@ DISGUISES: dict[str, bytes | str] = {
 }  # fmt: skip
 
 VIRTUAL = {
-    "/vsicurl/http://127.0.0.1:9/a.tif", "/vsizip/in.zip/a.tif", "/vsizip//vsicurl/http://a/b.zip",
-    "/vsimem/a.tif", "/vsistdin/", "/vsitar/in.tgz/a.tif", "/vsigzip/in.tif.gz",
-    "/vsis3/bucket/a.tif", "/vsisubfile/0_100,in.tif", "MEM:::DATAPOINTER=1,PIXELS=9,LINES=9",
-    "GTIFF_DIR:1:in.tif", "GTIFF_RAW:in.tif", "vrt://in.tif?bands=1", "zip://in.zip!a.tif",
-    "http://127.0.0.1:9/a.tif", "s3://bucket/a.tif", "file:///etc/passwd", "WMTS:http://127.0.0.1:9",
+    "MEM:::DATAPOINTER=1,PIXELS=9,LINES=9", "GTIFF_DIR:1:in.tif", "GTIFF_RAW:in.tif",
+    "vrt://in.tif?bands=1", "zip://in.zip!a.tif", "file:///etc/passwd", "WMTS:http://127.0.0.1:9",
     "STACIT:in.json", "netcdf:in.nc:a", "ZARR:in.zarr", '<VRTDataset rasterXSize="5"/>',
     "DERIVED_SUBDATASET:LOGAMPLITUDE:in.tif", "JPEG_SUBFILE:0,100,in.tif", "-", "~/in.tif", "$HOME",
     "in.tif/../missing.tif",
 }  # fmt: skip
+"""Names that other tools resolve."""
+
+DISTANT = {
+    "/vsicurl/http://127.0.0.1:9/a.tif", "/vsizip/in.zip/a.tif", "/vsizip//vsicurl/http://a/b.zip",
+    "/vsimem/a.tif", "/vsistdin/", "/vsitar/in.tgz/a.tif", "/vsigzip/in.tif.gz",
+    "/vsis3/bucket/a.tif", "/vsisubfile/0_100,in.tif", "http://127.0.0.1:9/a.tif",
+    "s3://bucket/a.tif",
+}  # fmt: skip
+"""Names for which --allow-remote must be given."""
 
 
 def _socket(folder: Path) -> None:
@@ -365,6 +371,8 @@ def _table() -> list[Case]:
         make = files(in__tif=plain(), in__zip=_zip("a.tif", plain()))
         cases.append(Case(f"name: {name}", make, (2, 3) if name == "-" else (3,), (),
                           predict(source=name)))  # fmt: skip
+    for name in sorted(DISTANT):
+        cases.append(Case(f"name: {name}", OK, (2,), ("--allow-remote",), predict(source=name)))
     for name, (beside, content, codes) in SIDECARS.items():
         cases.append(Case(f"sidecar: {name}", _both(OK, file(beside, content)), codes))
     return cases

@@ -1,25 +1,65 @@
 """Where tasks run: a thread pool for a few, else a Dask cluster. The only importer of Dask.
 
 Futures carry small reports only; all else lies in the run folder. More than a few blocks go through
-an in-process cluster, and `processes:N` or `tcp://…` through the same code on others.
+an in-process cluster, and all other schedulers through the same code on others.
 """
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+import logging
 import queue
+import shutil
+import socket
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from tilenet.engine.worker import prepare
-from tilenet.errors import ClusterError, TilenetError, UsageError, convert_errors
+from tilenet import __version__, durable
+from tilenet.engine import counters
+from tilenet.engine.admission import Versions, choose_here, versions_here
+from tilenet.engine.meter import Spans, host_of
+from tilenet.engine.scheduler import (
+    JobQueue,
+    Scheduler,
+    parse_scheduler,
+    read_job_queue,
+    read_scheduler_file,
+)
+from tilenet.engine.worker import settle
+from tilenet.errors import (
+    ClusterError,
+    ModelError,
+    TilenetError,
+    UnfitError,
+    UsageError,
+    convert_errors,
+)
+from tilenet.models.session import Setup, has_cuda
+from tilenet.models.store import ModelFiles
 from tilenet.quiet import quiet_dask
 
-__all__ = ["FEW_BLOCKS", "Executor", "WorkersDied", "next_done", "open_executor", "worker_count"]
+__all__ = [
+    "FEW_BLOCKS",
+    "Executor",
+    "WorkersDied",
+    "check_device",
+    "is_elsewhere",
+    "next_done",
+    "open_executor",
+    "worker_count",
+]
+
+_logger = logging.getLogger(__name__)
 
 THREADS = 3
 """Per worker process: one computes, one reads ahead, one joins and writes."""
@@ -28,11 +68,18 @@ FEW_BLOCKS = 256
 """So many need no cluster: importing distributed costs 1 s, its cluster 30 MB and 1 ms a task."""
 
 # A process that dies takes all its tasks with it. One under which two have died is suspect, is
-# tried alone when all else is done, and given up when it has taken so many more with it.
+# tried alone when all else is done, and given up when it has taken so many more with it. Where
+# workers come and go, Dask's own limit counts: a task is suspect after four deaths, not two.
 _DEATHS, _PATIENCE = 2, 2
+_HERE = ("local", "processes", "cuda", "slurm", "pbs")  # whose scheduler is on this machine
 _LOOK, _GRACE = 5.0, 30.0  # seconds between looks at the cluster; without workers at the most
+_WAIT, _FILE_WAIT = 60.0, 15.0  # for the first worker; for a scheduler's file
 _SETTLE, _SOON = 60.0, 0.2  # seconds for workers to be there again; between looks
 _RESUMES = "a rerun resumes"
+_JOBS_TOO = {"config_name", "interface", "protocol", "security"}  # keywords of cluster and job
+_ROLES = ("client", "scheduler", "worker")
+_GPU = "GPU"  # the resource (Dask's word) of workers that run networks, if any has it
+_GPU_SHARE = 0.5  # that a task takes: while one computes, the next reads
 
 
 class WorkersDied(Exception):
@@ -45,8 +92,38 @@ class Executor(Protocol):
     patience: int
     """How often a task that loses its workers, alone among them, is tried before it is given up."""
 
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Start a task; returns a future with `add_done_callback`."""
+    @property
+    def elsewhere(self) -> bool:
+        """Whether workers may be on other machines."""
+
+    @property
+    def versions(self) -> Versions:
+        """What workers must be of; {} if all run one installation."""
+
+    @property
+    def places(self) -> Mapping[str, str]:
+        """The workers that run networks, as far as is known, and the host of each."""
+
+    def submit(
+        self,
+        function: Callable[..., Any],
+        *arguments: Any,
+        network: bool = True,
+        near: tuple[str, ...] = (),
+    ) -> Any:
+        """Start a task; returns a future with `add_done_callback`.
+
+        Parameters
+        ----------
+        function : callable
+            The task.
+        arguments : object
+            What it takes.
+        network : bool
+            Whether it runs the network, for which not all workers may be made.
+        near : tuple of str
+            Workers that had best do it.
+        """
 
     def result(self, future: Any) -> Any:
         """Return what a finished task gave, or raise what it could not do."""
@@ -60,20 +137,35 @@ class Executor(Protocol):
     def be_alone(self) -> None:
         """Return when no other run has tasks here, nor will have before this one has ended."""
 
+    def beside(self, worker: str) -> tuple[str, ...]:
+        """Return the workers on the host of one, for networks or not; () if that is not known."""
+
+    def choose(self, files: ModelFiles, wanted: dict[str, Any]) -> Setup:
+        """Let a worker choose what a network runs on."""
+
     @property
     def workers(self) -> int:
-        """How many processes run tasks, as far as is known."""
+        """How many processes run networks, as far as is known."""
 
 
 class _Threads:
     """Tasks in this process, without Dask."""
 
-    workers, patience = 1, 1
+    workers, patience, elsewhere = 1, 1, False
 
     def __init__(self) -> None:
+        self.versions: Versions = {}
+        self.places: Mapping[str, str] = {"": ""}
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="tilenet")
 
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def submit(
+        self,
+        function: Callable[..., Any],
+        *arguments: Any,
+        network: bool = True,
+        near: tuple[str, ...] = (),
+    ) -> Any:
+        del network, near
         return self._pool.submit(function, *arguments)
 
     def result(self, future: Any) -> Any:
@@ -88,21 +180,83 @@ class _Threads:
     def be_alone(self) -> None:
         pass
 
+    def beside(self, worker: str) -> tuple[str, ...]:
+        del worker
+        return ()
+
+    def choose(self, files: ModelFiles, wanted: dict[str, Any]) -> Setup:
+        return choose_here(files, wanted)[0]
+
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 class _Dask:
-    """Tasks on a Dask cluster."""
+    """Tasks on a Dask cluster.
 
-    def __init__(self, client: Any, patience: int) -> None:
-        self._client, self.patience = client, patience
-        self._looked = time.monotonic()
-        self._alive = self._looked
-        self.workers = max(1, len(client.nthreads()))
+    Parameters
+    ----------
+    client : distributed.Client
+        Connected to it.
+    patience : int
+        See `Executor`.
+    elsewhere : bool
+        See `Executor`.
+    grace : float
+        Seconds without workers until it counts as lost.
+    """
 
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return self._client.submit(_as_value, function, *arguments, pure=False)
+    def __init__(self, client: Any, patience: int, *, elsewhere: bool, grace: float) -> None:
+        self._client, self.patience, self.elsewhere = client, patience, elsewhere
+        self._grace = grace
+        self._looked = self._alive = time.monotonic()
+        self._known: set[str] = set()
+        self._marked = False  # whether networks run on workers with the resource GPU only
+        self.versions: Versions = {}
+        self.places: Mapping[str, str] = {}
+        self._beside: dict[str, tuple[str, ...]] = {}
+        self.workers = 1
+        self._follow()
+
+    def _follow(self) -> bool:
+        """Note which workers there are; returns whether there is one for networks."""
+        known = set(self._client.nthreads())
+        if known != self._known:
+            every = self._client.scheduler_info(n_workers=-1)["workers"]
+            gpus = {a for a, one in every.items() if (one.get("resources") or {}).get(_GPU)}
+            self._marked = self._marked or bool(gpus)
+            able = gpus if self._marked else set(every)
+            self.places = {address: host_of(address) for address in sorted(able)}
+            beside: dict[str, list[str]] = {}
+            for address in every:
+                beside.setdefault(host_of(address), []).append(address)
+            self._beside = {host: tuple(found) for host, found in beside.items()}
+            self._known = known
+            self.workers = max(1, len(self.places))
+        return bool(self.places)
+
+    def submit(
+        self,
+        function: Callable[..., Any],
+        *arguments: Any,
+        network: bool = True,
+        near: tuple[str, ...] = (),
+    ) -> Any:
+        options: dict[str, Any] = {}
+        if network and self._marked:
+            # Without `near`: where those workers are gone, Dask would forget the resource too.
+            options = {"resources": {_GPU: _GPU_SHARE}}
+        elif near and len(self._known) > 1:
+            options = {"workers": list(near), "allow_other_workers": True}
+        # Named by what it does: Dask balances tasks by how long those of their name take.
+        key = f"{getattr(function, 'func', function).__name__}-{uuid.uuid4().hex}"
+        future = self._client.submit(_as_value, function, *arguments, key=key, **options)
+        # Fetched beside our own thread, which must neither wait for a worker that is cut off nor
+        # ask for each report alone: the client asks for all at once that are done meanwhile.
+        return asyncio.run_coroutine_threadsafe(self._fetch(future), self._client.loop.asyncio_loop)
+
+    async def _fetch(self, future: Any) -> Any:
+        return await self._client.gather(future, asynchronous=True)
 
     def result(self, future: Any) -> Any:
         try:
@@ -112,6 +266,8 @@ class _Dask:
         except Exception as error:
             if type(error).__name__ == "KilledWorker":
                 raise WorkersDied from error
+            if self.elsewhere:
+                _check_versions(self._client)
             raise
         if isinstance(result, TilenetError):
             raise result
@@ -123,12 +279,12 @@ class _Dask:
             return
         self._looked = now
         try:
-            count = len(self._client.nthreads()) if self._client.status == "running" else 0
+            alive = self._client.status == "running" and self._follow()
         except (OSError, TimeoutError):  # the connection is being lost
-            count = 0
-        if count:
-            self.workers, self._alive = count, now
-        elif now - self._alive > _GRACE:
+            alive = False
+        if alive:
+            self._alive = now
+        elif now - self._alive > self._grace:
             raise ClusterError("the workers or the scheduler are gone", "--scheduler", _RESUMES)
 
     def handed_out(self) -> None:
@@ -146,6 +302,15 @@ class _Dask:
             self.check()
             time.sleep(_SOON)
 
+    def beside(self, worker: str) -> tuple[str, ...]:
+        return self._beside.get(host_of(worker), ()) if worker else ()
+
+    def choose(self, files: ModelFiles, wanted: dict[str, Any]) -> Setup:
+        setup: Setup
+        setup, version = self.result(self.submit(choose_here, files, wanted))
+        self.versions = versions_here() | version
+        return setup
+
 
 def _is_settled(worker: Any) -> bool:
     """Return whether a nanny's worker runs; what has no process of its own always does."""
@@ -159,12 +324,41 @@ def _as_value(function: Callable[..., Any], *arguments: Any) -> Any:
 
     Dask cannot pickle an error whose cause is GDAL's, and logs every one that is raised.
     """
+    import distributed
+
+    own = distributed.get_worker()
+    if not own.address.startswith("inproc:"):
+        settle(own.state.nthreads)
     try:
         with convert_errors("a worker"):
-            return function(*arguments)
+            result = function(*arguments)
     except TilenetError as error:
+        if isinstance(error, UnfitError):
+            name = f"the worker {own.address} on {socket.gethostname()}"
+            return UnfitError(f"{name} {error.what}", error.where, error.do)
         error.__cause__ = error.__context__ = None
         return error.with_traceback(None)
+    for part in result if isinstance(result, tuple) else ():
+        if isinstance(part, Spans):
+            part.worker = own.address
+            counters.count(part)
+    return result
+
+
+def _introduce() -> str:
+    return __version__
+
+
+def _check_versions(client: Any) -> None:
+    """Raise UnfitError if a worker cannot load this tilenet."""
+    for address, found in sorted(client.run(_introduce, on_error="return").items()):
+        if isinstance(found, (OSError, TimeoutError)) or found == __version__:
+            continue  # of the two errors: it is going, or gone
+        if isinstance(found, Exception):
+            what = f"cannot load tilenet {__version__}: {found}"
+        else:
+            what = f"has tilenet {found}, the run {__version__}"
+        raise UnfitError(f"the worker {address} {what}", "", "install the same on all")
 
 
 def next_done(done: queue.SimpleQueue[Any], executor: Executor) -> Any:
@@ -177,18 +371,15 @@ def next_done(done: queue.SimpleQueue[Any], executor: Executor) -> Any:
             continue
 
 
-def _parse(scheduler: str) -> tuple[str, int]:
-    kind, _, count = scheduler.partition(":")
-    if kind in ("local", "processes"):
-        number = int(count) if count.isdigit() else 0 if ":" in scheduler else 1
-        if number < 1 or (kind == "local" and ":" in scheduler):
-            raise UsageError(f"no scheduler {scheduler}", "--scheduler", "write processes:N")
-        return kind, number
-    if kind in ("tcp", "tls") and len(count) > 2 and count.startswith("//"):
-        return "address", 0
-    raise UsageError(
-        f"no scheduler {scheduler}", "--scheduler", "choose local, processes:N, tcp://… or tls://…"
-    )
+def is_elsewhere(scheduler: str) -> bool:
+    """Return whether a scheduler's workers may be on other machines.
+
+    Raises
+    ------
+    UsageError
+        The scheduler is not known.
+    """
+    return parse_scheduler(scheduler).elsewhere
 
 
 def worker_count(scheduler: str) -> int:
@@ -197,10 +388,38 @@ def worker_count(scheduler: str) -> int:
     Raises
     ------
     UsageError
-        The scheduler is not known.
+        The scheduler is not known, or what it needs is not installed.
+    ModelError
+        It needs a GPU, and there is none.
     """
-    kind, number = _parse(scheduler)
-    return number if kind == "processes" else 1
+    found = parse_scheduler(scheduler)
+    return _gpus() if found.kind == "cuda" else found.number
+
+
+def check_device(scheduler: str, device: str) -> None:
+    """Raise UsageError if a device is asked for that is not every worker's own."""
+    found = parse_scheduler(scheduler)
+    if (found.elsewhere or found.kind == "cuda") and ":" in device:
+        raise UsageError("workers use their own device", "--device", "write --device cuda")
+    if found.kind == "cuda" and device not in ("auto", "cuda"):
+        raise UsageError(f"cuda workers do not use {device}", "--device", "leave it out")
+
+
+def _extra(package: str, extra: str) -> UsageError:
+    return UsageError(
+        f"{package} is not installed", "--scheduler", f"pip install 'tilenet[{extra}]'"
+    )
+
+
+def _gpus() -> int:
+    """Return how many GPUs a worker each could have."""
+    if not has_cuda():
+        raise ModelError("no CUDA device on this machine", "--scheduler", "use --scheduler local")
+    try:
+        from dask_cuda.utils import get_n_gpus
+    except ImportError as error:
+        raise _extra("dask-cuda", "cuda") from error
+    return int(get_n_gpus())
 
 
 def _is_loopback(address: str) -> bool:
@@ -211,8 +430,26 @@ def _is_loopback(address: str) -> bool:
         return False
 
 
-def _local_cluster(kind: str, number: int) -> Any:
-    """Start a cluster of our own; None for one that somebody else has started."""
+def _check_safe(address: str, *, insecure: bool) -> None:
+    """Raise UsageError for a scheduler to which anybody can send code, or we cannot speak."""
+    import distributed
+
+    if address.startswith("tcp:") and not insecure and not _is_loopback(address):
+        raise UsageError(
+            "anybody who reaches a tcp:// scheduler can run code on it and on us", address,
+            "use tls://, or --insecure-cluster on a network you trust",
+        )  # fmt: skip
+    if address.startswith("tls:"):
+        security = distributed.Security()  # from Dask's configuration and environment
+        if security.get_connection_args("client").get("ssl_context") is None:
+            raise UsageError(
+                "there are no certificates for tls://", address,
+                "name them in Dask's configuration: distributed.comm.tls, ca-file and client",
+            )  # fmt: skip
+
+
+def _local_cluster(found: Scheduler) -> Any:
+    """Start a cluster of our own on this machine."""
     import distributed
 
     options: dict[str, Any] = {
@@ -220,43 +457,122 @@ def _local_cluster(kind: str, number: int) -> Any:
         # Dask's own counters, on loopback only and on whatever port is free.
         "dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0",
     }  # fmt: skip
-    if kind == "local":
+    if found.kind == "local":
         return distributed.LocalCluster(n_workers=1, processes=False, protocol="inproc", **options)
-    if kind == "processes":
-        return distributed.LocalCluster(
-            n_workers=number, host="127.0.0.1", preload=["tilenet.engine.worker"],
-            scheduler_kwargs={"allowed_failures": _DEATHS - 1}, **options,
-        )  # fmt: skip
-    return None
+    options |= {
+        "host": "127.0.0.1", "preload": ["tilenet.engine.worker"],
+        "scheduler_kwargs": {"allowed_failures": _DEATHS - 1},
+    }  # fmt: skip
+    if found.kind == "processes":
+        return distributed.LocalCluster(n_workers=found.number, **options)
+    from dask_cuda import LocalCUDACluster
+
+    # Its memory limit is for arrays that Dask holds; ours are ours.
+    return LocalCUDACluster(n_workers=_gpus(), protocol="tcp", device_memory_limit=0, **options)
 
 
 @contextmanager
-def open_executor(scheduler: str, tasks: int, *, insecure: bool = False) -> Iterator[Executor]:
+def _keys(folder: Path) -> Iterator[Any]:
+    """Make keys for one run, in files that its jobs can read; yields Dask's security."""
+    import distributed
+
+    try:
+        made = distributed.Security.temporary()
+    except ImportError as error:
+        raise _extra("cryptography", "hpc") from error
+    with tempfile.TemporaryDirectory(prefix=".tilenet-keys-", dir=folder) as place:
+        paths = {}
+        for name, text in made.get_tls_config_for_role("worker").items():
+            if isinstance(text, str) and "\n" in text:
+                paths[name] = str(Path(place) / name)
+                Path(place, name).write_text(text)
+        roles = {f"tls_{role}_{part}": paths[part] for role in _ROLES for part in ("key", "cert")}
+        yield distributed.Security(require_encryption=True, tls_ca_file=paths["ca_file"], **roles)
+
+
+def _job_cluster(found: Scheduler, stack: ExitStack, *, insecure: bool) -> tuple[Any, JobQueue]:
+    """Start a scheduler here whose workers are a batch system's jobs."""
+    path = Path(found.place)
+    job_queue = read_job_queue(path)
+    try:
+        import dask_jobqueue
+    except ImportError as error:
+        raise _extra("dask-jobqueue", "hpc") from error
+    import distributed
+
+    kind: Any = {"slurm": dask_jobqueue.SLURMCluster, "pbs": dask_jobqueue.PBSCluster}[found.kind]
+    command = kind.job_cls.submit_command.partition(" ")[0]
+    if shutil.which(command) is None:
+        raise UsageError(f"{command} is not there", "--scheduler", f"submit where {found.kind} is")
+    keywords = dict(job_queue.cluster)
+    options = {"dashboard_address": "127.0.0.1:0"} | keywords.get("scheduler_options", {})
+    keywords["scheduler_options"] = options
+    folder = keywords.pop("shared_temp_directory", path.absolute().parent)
+    if not insecure:
+        security = distributed.Security()
+        if security.get_connection_args("scheduler").get("ssl_context") is None:
+            security = stack.enter_context(_keys(Path(folder).expanduser()))
+        keywords |= {"protocol": "tls://", "security": security}
+    try:
+        # First a job alone: of a cluster that cannot be made, the remains complain.
+        own = inspect.signature(dask_jobqueue.JobQueueCluster).parameters.keys() - _JOBS_TOO
+        kind.job_cls("", name="", **{key: keywords[key] for key in keywords.keys() - own})
+        cluster = kind(**keywords)
+    except (TypeError, ValueError) as error:
+        what = str(error).rpartition("__init__() ")[2]
+        raise UsageError(f"{kind.__name__}: {what}", path, "correct [cluster]") from error
+    if job_queue.jobs is not None:
+        cluster.scale(jobs=job_queue.jobs)
+    elif job_queue.adaptive is not None:
+        fewest, most = job_queue.adaptive
+        cluster.adapt(minimum_jobs=fewest, maximum_jobs=most)
+    return cluster, job_queue
+
+
+def _kubernetes_cluster(found: Scheduler) -> Any:
+    """Connect to a cluster that Dask's operator runs."""
+    try:
+        from dask_kubernetes.operator import KubeCluster
+    except ImportError as error:
+        raise _extra("dask-kubernetes", "k8s") from error
+    namespace, _, name = found.place.rpartition("/")
+    try:
+        return KubeCluster.from_name(name, namespace=namespace or None, quiet=True)
+    except Exception as error:
+        # Its own, the Kubernetes client's, httpx's and the system's errors alike.
+        raise ClusterError(
+            f"no such cluster: {error}", f"k8s:{found.place}", "check the name and your kubeconfig"
+        ) from error
+
+
+@contextmanager
+def open_executor(
+    scheduler: str, tasks: int, *, insecure: bool = False, report: Path | None = None
+) -> Iterator[Executor]:
     """Open what runs the tasks.
 
     Parameters
     ----------
     scheduler : str
-        "local", "processes:N", "tcp://host:port" or "tls://host:port".
+        See `tilenet.engine.scheduler.parse_scheduler`.
     tasks : int
         How many there will be; few are not worth a cluster.
     insecure : bool
         Take a ``tcp://`` scheduler beyond this machine.
+    report : Path, optional
+        Where Dask's performance report goes.
 
     Raises
     ------
     UsageError
-        The scheduler is not known, or not safe.
+        The scheduler is not known, or not safe, or what it needs is not installed.
     ClusterError
         It does not answer.
     """
-    kind, number = _parse(scheduler)
-    if scheduler.startswith("tcp:") and not insecure and not _is_loopback(scheduler):
-        raise UsageError(
-            "anybody who reaches a tcp:// scheduler can run code on it and on us", scheduler,
-            "use tls://, or --insecure-cluster on a network you trust",
-        )  # fmt: skip
-    if kind == "local" and tasks <= FEW_BLOCKS:
+    found = parse_scheduler(scheduler)
+    if report is not None and not report.parent.is_dir():
+        raise UsageError("no such folder", "--dask-report", "choose another place")
+    if found.kind == "local" and tasks <= FEW_BLOCKS and report is None:
         threads = _Threads()
         try:
             yield threads
@@ -266,19 +582,85 @@ def open_executor(scheduler: str, tasks: int, *, insecure: bool = False) -> Iter
     import distributed
 
     quiet_dask()
+    with ExitStack() as stack:
+        try:
+            target, wait, grace = _target(found, stack, insecure=insecure)
+            if not isinstance(target, str):
+                stack.callback(target.close)
+            client = distributed.Client(target, timeout=15, set_as_default=report is not None)
+            stack.callback(client.close)
+        except (OSError, TimeoutError) as error:
+            raise ClusterError(
+                f"no answer: {error}", scheduler, "is the scheduler running?"
+            ) from error
+        try:
+            # An adaptive cluster without work has no workers.
+            work = client.submit(_introduce, pure=False) if found.elsewhere else None
+            client.wait_for_workers(1, timeout=wait)
+            del work
+        except TimeoutError as error:
+            raise ClusterError("no worker has come", scheduler, "start dask worker") from error
+        if found.elsewhere:
+            _check_versions(client)
+        _say_counters(client, here=found.kind in _HERE)
+        if report is not None:
+            stack.enter_context(_reporting(client, report))
+        patience = _PATIENCE if found.kind in ("processes", "cuda") else 1
+        yield _Dask(client, patience, elsewhere=found.elsewhere, grace=grace)
+
+
+def _target(found: Scheduler, stack: ExitStack, *, insecure: bool) -> tuple[Any, float, float]:
+    """Start or find a cluster.
+
+    Returns
+    -------
+    target : object
+        It, or its address.
+    wait, grace : float
+        Seconds to wait for its first worker, and to be without any later.
+    """
+    if found.kind in ("slurm", "pbs"):
+        cluster, job_queue = _job_cluster(found, stack, insecure=insecure)
+        return cluster, job_queue.wait, job_queue.wait
+    target: Any = found.place
+    if found.kind == "file":
+        target = read_scheduler_file(Path(found.place), _FILE_WAIT)
+    elif found.kind == "k8s":
+        target = _kubernetes_cluster(found)
+    elif not found.elsewhere:
+        target = _local_cluster(found)
+    if found.elsewhere:
+        address = target if isinstance(target, str) else target.scheduler_address
+        _check_safe(address, insecure=insecure)
+    return target, _WAIT, _GRACE
+
+
+def _say_counters(client: Any, *, here: bool) -> None:
+    """Say where Dask's scheduler shows its counters; each worker does so at its own port."""
+    info = client.scheduler_info(n_workers=1)
+    port = info["services"].get("dashboard")
+    host = "127.0.0.1" if here else urlsplit(info["address"]).hostname
+    if port:
+        _logger.info("counters: http://%s:%d/metrics", host, port)
+
+
+@contextmanager
+def _reporting(client: Any, path: Path) -> Iterator[None]:
+    """Write Dask's performance report when the run is through."""
+    import distributed
+
     try:
-        cluster = _local_cluster(kind, number)
-        client = distributed.Client(cluster or scheduler, timeout=15, set_as_default=False)
-    except (OSError, TimeoutError) as error:
-        raise ClusterError(f"no answer: {error}", scheduler, "is the scheduler running?") from error
+        client.run_on_scheduler(version, "bokeh")
+    except ImportError as error:
+        raise UsageError(
+            "the scheduler has no bokeh", "--dask-report", "pip install 'tilenet[monitor]' there"
+        ) from error
+    temp = durable.temporary(path)
+    report = distributed.performance_report(str(temp))
+    report.__enter__()
+    yield  # of a run that fails there is none
     try:
-        client.wait_for_workers(1, timeout=60)
-        if kind == "address":
-            client.run(prepare)
-        yield _Dask(client, _PATIENCE if kind == "processes" else 1)
-    except TimeoutError as error:
-        raise ClusterError("no worker has come", scheduler, "start dask worker") from error
+        report.__exit__(None, None, None)
+        temp.replace(path)
     finally:
-        client.close()
-        if cluster is not None:
-            cluster.close()
+        temp.unlink(missing_ok=True)

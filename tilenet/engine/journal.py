@@ -10,7 +10,7 @@ import json
 import os
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, KeysView, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,10 +25,12 @@ __all__ = [
     "BlockRecord",
     "Invalid",
     "Journal",
+    "Tally",
     "as_plain",
     "decode",
     "encode",
     "from_plain",
+    "records_of",
 ]
 
 UNREADABLE = "the source cannot be read here"
@@ -108,21 +110,65 @@ def from_plain(keys: Mapping[str, Any]) -> BlockRecord:
     })  # fmt: skip
 
 
-def decode(text: bytes) -> tuple[list[BlockRecord], int]:
-    """Return the whole records at the head of a journal and how many bytes they take."""
-    records: list[BlockRecord] = []
-    good = 0
-    for line in text.splitlines(keepends=True):
+def _whole_records(lines: Iterable[bytes]) -> Iterator[tuple[BlockRecord, int]]:
+    """Yield the whole records at the head of a journal, and how many bytes each takes."""
+    for line in lines:
         crc, _, body = line.rstrip(b"\n").partition(b" ")
         if not line.endswith(b"\n") or crc != b"%08x" % zlib.crc32(body):
-            break
-        keys = json.loads(body)
-        records.append(from_plain(keys))
-        good += len(line)
-    return records, good
+            return
+        yield from_plain(json.loads(body)), len(line)
 
 
-class Journal:
+def decode(text: bytes) -> tuple[list[BlockRecord], int]:
+    """Return the whole records at the head of a journal and how many bytes they take."""
+    found = list(_whole_records(text.splitlines(keepends=True)))
+    return [record for record, _ in found], sum(length for _, length in found)
+
+
+def records_of(paths: Iterable[Path]) -> Iterator[BlockRecord]:
+    """Yield what journals list; somebody may be appending to them."""
+    for path in paths:
+        with path.open("rb") as file:
+            for record, _ in _whole_records(file):
+                yield record
+
+
+class Tally:
+    """What finished blocks add up to.
+
+    Attributes
+    ----------
+    blocks : set of int
+        The finished blocks; −1 for the upper pyramid levels.
+    pixels : Counter
+        Pixels of each class and of 255.
+    tiles, tiles_skipped : int
+        Totals over the finished blocks.
+    invalid : list of Invalid
+        What failed in them.
+    """
+
+    def __init__(self, records: Iterable[BlockRecord] = ()) -> None:
+        self.blocks: set[int] = set()
+        self.pixels: Counter[int] = Counter()
+        self.tiles = self.tiles_skipped = 0
+        self.invalid: list[Invalid] = []
+        for record in records:
+            self.count(record)
+
+    def count(self, record: BlockRecord) -> bool:
+        """Count a block, once; return whether it is new."""
+        if record.block in self.blocks:  # two owners of one run folder: see `runfolder.Owner`
+            return False
+        self.blocks.add(record.block)
+        self.pixels.update(record.pixels)
+        self.tiles += record.tiles
+        self.tiles_skipped += record.tiles_skipped
+        self.invalid += record.invalid
+        return True
+
+
+class Journal(Tally):
     """A journal file that is open for appending. Keeps totals and places, not records.
 
     Parameters
@@ -133,15 +179,6 @@ class Journal:
         Called before anything is appended; raises if this is no longer ours to write.
     after : callable
         Called with the records that were appended.
-
-    Attributes
-    ----------
-    pixels : Counter
-        Pixels of each class and of 255.
-    tiles, tiles_skipped : int
-        Totals over the finished blocks.
-    invalid : list of Invalid
-        What failed in them.
     """
 
     def __init__(
@@ -150,38 +187,26 @@ class Journal:
         before: Callable[[], None] = lambda: None,
         after: Callable[[Iterable[BlockRecord]], None] = lambda _: None,
     ) -> None:
+        super().__init__()
         self._before, self._after = before, after
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._places: dict[int, tuple[int, int]] = {}
         self._end = 0
-        self.pixels: Counter[int] = Counter()
-        self.tiles = self.tiles_skipped = 0
-        self.invalid: list[Invalid] = []
-        records, good = decode(path.read_bytes())
-        if good < os.fstat(self._fd).st_size:
-            os.ftruncate(self._fd, good)
+        with path.open("rb") as file:
+            for record, length in _whole_records(file):
+                self._note(record, length)
+        if self._end < os.fstat(self._fd).st_size:
+            os.ftruncate(self._fd, self._end)
         durable.sync_directory(path.parent)
-        for record in records:
-            self._note(record, len(encode(record)))
 
     def _note(self, record: BlockRecord, length: int) -> None:
         start, self._end = self._end, self._end + length
-        if record.block in self._places:  # two owners of one run folder: see `runfolder.Owner`
-            return
-        self._places[record.block] = (start, length)
-        self.pixels.update(record.pixels)
-        self.tiles += record.tiles
-        self.tiles_skipped += record.tiles_skipped
-        self.invalid += record.invalid
-
-    @property
-    def blocks(self) -> KeysView[int]:
-        """The finished blocks."""
-        return self._places.keys()
+        if self.count(record):
+            self._places[record.block] = (start, length)
 
     def append(self, records: Iterable[BlockRecord]) -> None:
         """Make records durable, in one write and one sync."""
-        new = {r.block: r for r in records if r.block not in self._places}
+        new = {r.block: r for r in records if r.block not in self.blocks}
         lines = {block: encode(record) for block, record in new.items()}
         if lines:
             self._before()

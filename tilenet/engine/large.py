@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, replace
 from functools import partial
+from itertools import batched
 from pathlib import Path
 from typing import Protocol
 
@@ -15,23 +17,33 @@ from numpy.typing import NDArray
 from tilenet import durable
 from tilenet.engine.cluster import Executor
 from tilenet.engine.document import Finished, encode_document, plan_document
-from tilenet.engine.journal import BlockRecord, Journal, decode
+from tilenet.engine.journal import BlockRecord, Journal, decode, records_of
 from tilenet.engine.meter import Meter
-from tilenet.engine.output import check_in_progress, export, publish, upper_levels
+from tilenet.engine.output import check_in_progress, check_output, export, publish, upper_levels
 from tilenet.engine.plan import Plan
 from tilenet.engine.room import check_room, with_room
 from tilenet.engine.run import Progress, run_blocks
-from tilenet.engine.runfolder import PLAN, locked, remove_run_folder, run_folder
+from tilenet.engine.runfolder import PLAN, Owner, locked, remove_run_folder, run_folder
 from tilenet.engine.task import STORE, STRIPS, files_of, forget_run, mark_lost
 from tilenet.errors import OutputError, ResourceError, convert_errors
 from tilenet.geometry import Window
 from tilenet.sinks import MaskStore
 from tilenet.sources import open_raster
 
-__all__ = ["JOURNAL", "Copy", "LargeResult", "run_large"]
+__all__ = [
+    "JOURNAL",
+    "Copy",
+    "LargeResult",
+    "check_unchanged",
+    "complete",
+    "journals",
+    "run_large",
+    "set_up",
+]
 
 JOURNAL = "journal.jsonl"
 _UPPER = -1  # the journal's number for the levels that no block makes alone
+_MERGED = 1024  # records at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +58,14 @@ class LargeResult:
         Blocks that an earlier run had finished.
     meter : Meter
         What this run took.
+    missing : int
+        Blocks that are left to other parts.
     """
 
     done: Finished
     resumed: int
     meter: Meter
+    missing: int = 0
 
 
 class Copy(Protocol):
@@ -63,6 +78,11 @@ class Copy(Protocol):
         """Return when all that was taken is copied."""
 
 
+def journals(folder: Path) -> list[Path]:
+    """Return the journals in a run folder: that of whole runs and those of parts."""
+    return sorted(folder.glob("journal*.jsonl"))
+
+
 def _adopt(plan: Plan, out: Path, folder: Path, *, overwrite: bool) -> Plan:
     """Return the plan to go on with; empties the folder for a new one.
 
@@ -72,15 +92,33 @@ def _adopt(plan: Plan, out: Path, folder: Path, *, overwrite: bool) -> Plan:
     # Without its store, a journal is that of a run which was finished but for this folder.
     if known is not None and known.hash == plan.hash and (folder / STORE).exists():
         return replace(plan, lattice=known.lattice)
-    for name in (PLAN, JOURNAL):
-        (folder / name).unlink(missing_ok=True)
+    (folder / PLAN).unlink(missing_ok=True)
+    for path in journals(folder):
+        path.unlink()
     for name in (STORE, STRIPS):
         if (folder / name).exists():
             shutil.rmtree(folder / name)
     return plan
 
 
-def _check_unchanged(plan: Plan) -> None:
+def set_up(plan: Plan, out: Path, folder: Path, *, overwrite: bool = False) -> Plan:
+    """Prepare a run folder, or take up what is in it; return the plan to go on with.
+
+    Raises
+    ------
+    OutputError
+        An unfinished run there has another plan.
+    """
+    plan = _adopt(plan, out, folder, overwrite=overwrite)
+    (folder / STRIPS).mkdir(exist_ok=True)
+    store = MaskStore(folder / STORE, plan.spec)
+    if not store.root.exists():
+        store.create()
+    durable.write(folder / PLAN, plan.dump())
+    return plan
+
+
+def check_unchanged(plan: Plan) -> None:
     """Raise unless the source is what was planned."""
     now = open_raster(plan.raster.path, plan.raster.view).info
     if now.fingerprint != plan.raster.fingerprint:
@@ -149,30 +187,58 @@ def _run(
     copy: Copy | None,
 ) -> LargeResult:
     with locked(folder) as owner:
-        plan = _adopt(plan, out, folder, overwrite=overwrite)
-        (folder / STRIPS).mkdir(exist_ok=True)
-        store = MaskStore(folder / STORE, plan.spec)
-        if not store.root.exists():
-            store.create()
-        durable.write(folder / PLAN, plan.dump())
-        after = _nothing if copy is None else partial(copy.take, store.root)
-        with Journal(folder / JOURNAL, owner.check, after) as journal:
-            mark_lost(folder, journal.invalid)
+        plan = set_up(plan, out, folder, overwrite=overwrite)
+        with _journal(plan, folder, owner, copy) as journal:
             resumed = len([b for b in journal.blocks if b >= 0])
-            if copy is not None:
-                copy.take(store.root, decode(journal.dump())[0])
             progress(sum(journal.pixels.values()))
             try:
                 meter = run_blocks(plan, folder, journal, executor, progress)
             finally:
                 forget_run(folder)
-            _check_unchanged(plan)
+            check_unchanged(plan)
             owner.check()
             done = _finish(
                 plan, folder, out, journal, executor.check, overwrite=overwrite, copy=copy
             )
         remove_run_folder(folder)
     return LargeResult(done, resumed, meter)
+
+
+@contextmanager
+def _journal(plan: Plan, folder: Path, owner: Owner, copy: Copy | None) -> Iterator[Journal]:
+    """Open the journal of a whole run; what parts have made becomes its own."""
+    store = MaskStore(folder / STORE, plan.spec)
+    after = _nothing if copy is None else partial(copy.take, store.root)
+    with Journal(folder / JOURNAL, owner.check, after) as journal:
+        if copy is not None:
+            copy.take(store.root, decode(journal.dump())[0])
+        for path in journals(folder):
+            if path.name != JOURNAL:
+                for records in batched(records_of([path]), _MERGED):
+                    journal.append(records)
+        mark_lost(folder, journal.invalid)
+        yield journal
+
+
+def complete(plan: Plan, out: Path, folder: Path, check: Callable[[], None]) -> Finished:
+    """Finish a mask of which parts have made every block, when none of them is at work any more.
+
+    Raises
+    ------
+    OutputError
+        Another run has taken the folder away.
+    """
+    with locked(folder, last_part=True) as owner:
+        done = check_output(out, plan, overwrite=False)  # one that was killed had just finished it
+        if done is None:
+            plan = set_up(plan, out, folder)
+            with _journal(plan, folder, owner, None) as journal:
+                if len(journal.blocks - {_UPPER}) < plan.lattice.blocks:
+                    raise OutputError("this output was begun anew", folder, "run all parts again")
+                owner.check()
+                done = _finish(plan, folder, out, journal, check, overwrite=False, copy=None)
+        remove_run_folder(folder)
+    return done
 
 
 def _nothing(_records: Iterable[BlockRecord]) -> None:
@@ -203,9 +269,8 @@ def _finish(
         stored = upper_levels(store, plan.block_levels + 1)
         journal.append([BlockRecord(_UPPER, files_of(stored), {}, 0, 0)])
     blocks = plan.lattice.blocks
-    done = Finished(
-        dict(journal.pixels), journal.tiles, journal.tiles_skipped, blocks, tuple(journal.invalid)
-    )
+    invalid = tuple(sorted(journal.invalid, key=astuple))  # the same for any order of work
+    done = Finished(dict(journal.pixels), journal.tiles, journal.tiles_skipped, blocks, invalid)
     done.check(plan)
     if copy is not None:
         copy.drain()  # before the store gets another name

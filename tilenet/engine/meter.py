@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import os
+import platform
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-__all__ = ["Meter", "Spans", "peak_rss"]
+__all__ = ["Meter", "Spans", "host_of", "peak_rss"]
+
+
+@lru_cache(maxsize=4096)
+def host_of(worker: str) -> str:
+    """Return the host in a worker's address; "" for this process."""
+    return "" if worker.startswith("inproc:") else urlsplit(worker).hostname or ""
 
 
 def peak_rss() -> int:
@@ -25,6 +34,10 @@ def peak_rss() -> int:
 
     # Elsewhere than on Linux: bytes on macOS, and never an inherited peak.
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def _process() -> str:
+    return f"{platform.node()}:{os.getpid()}"
 
 
 @dataclass
@@ -43,8 +56,16 @@ class Spans:
         Scores that were NaN or infinite.
     strip_bytes : int
         Bytes of strips and halves written.
-    pid, rss : int
-        Process and its peak memory in bytes.
+    strip_reads : list of (int, int)
+        Which block's strips and halves were read, and how many bytes.
+    pixels : int
+        Pixels of masks finished.
+    worker : str
+        Dask's address of the process, "" without Dask.
+    process : str
+        Host and process; hosts that are containers count their processes from 1.
+    rss : int
+        Its peak memory in bytes.
     """
 
     forward: list[tuple[float, float]] = field(default_factory=list)
@@ -54,7 +75,10 @@ class Spans:
     forwarded: int = 0
     nonfinite: int = 0
     strip_bytes: int = 0
-    pid: int = field(default_factory=os.getpid)
+    strip_reads: list[tuple[int, int]] = field(default_factory=list)
+    pixels: int = 0
+    worker: str = ""
+    process: str = field(default_factory=_process)
     rss: int = 0
 
     @contextmanager
@@ -116,6 +140,8 @@ class Meter:
         Added up over threads and processes.
     tiles_forwarded, nonfinite, strip_bytes : int
         Totals.
+    strip_bytes_moved : int
+        Of these, what was read on another host than wrote it.
     """
 
     read_seconds: float = 0.0
@@ -124,10 +150,11 @@ class Meter:
     tiles_forwarded: int = 0
     nonfinite: int = 0
     strip_bytes: int = 0
+    strip_bytes_moved: int = 0
     _forward_end: float = 0.0
     _forward_seconds: float = 0.0
     _pending: list[tuple[float, float]] = field(default_factory=list)
-    _rss: dict[int, int] = field(default_factory=dict)
+    _rss: dict[str, int] = field(default_factory=dict)
 
     def add(self, spans: Spans) -> None:
         """Add one task."""
@@ -137,7 +164,7 @@ class Meter:
         self.tiles_forwarded += spans.forwarded
         self.nonfinite += spans.nonfinite
         self.strip_bytes += spans.strip_bytes
-        self._rss[spans.pid] = max(self._rss.get(spans.pid, 0), spans.rss)
+        self._rss[spans.process] = max(self._rss.get(spans.process, 0), spans.rss)
         self._pending += spans.forward
         if len(self._pending) > 4096:
             self._fold(keep=1024)
@@ -162,4 +189,4 @@ class Meter:
     @property
     def peak_rss_bytes(self) -> int:
         """Peak memory of all processes, added up."""
-        return sum((self._rss | {os.getpid(): peak_rss()}).values())
+        return sum((self._rss | {_process(): peak_rss()}).values())

@@ -216,9 +216,10 @@ def _making_room(out: Path, *, overwrite: bool) -> Iterator[None]:
             path.replace(aside / path.name)
         yield
     except BaseException:
-        for path in moved:
-            if (aside / path.name).exists():
-                (aside / path.name).replace(path)
+        if not out.exists():  # or its successor has its name, and is whole
+            for path in moved:
+                if (aside / path.name).exists():
+                    (aside / path.name).replace(path)
         raise
 
 
@@ -294,6 +295,7 @@ def export(
             else:
                 write_geotiff(read, spec, out, note, folder)
         except BaseException:
-            for path in _companions(out, probabilities=bool(spec.channels)):
-                path.unlink(missing_ok=True)
+            if not out.exists():  # the mask got its name last: where it is, all is there
+                for path in _companions(out, probabilities=bool(spec.channels)):
+                    path.unlink(missing_ok=True)
             raise

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from tilenet.config import PredictConfig
+from tilenet.engine.admission import Admission
 from tilenet.engine.block import BlockJob, Forwarded, drive
 from tilenet.engine.document import Finished, encode_document, plan_document
 from tilenet.engine.group import FileGroup
@@ -31,13 +32,21 @@ from tilenet.engine.plan import Format, Plan, format_of, make_plan
 from tilenet.engine.reading import read_window
 from tilenet.engine.runfolder import locked, remove_run_folder, run_folder
 from tilenet.engine.task import STORE, files_of, record_of, session_for, unreadable
-from tilenet.errors import InputError, OutputError, TilenetError, UsageError, error_of_one
+from tilenet.errors import (
+    InputError,
+    OutputError,
+    TilenetError,
+    UnfitError,
+    UsageError,
+    error_of_one,
+)
 from tilenet.geometry import Window
 from tilenet.models.session import NetworkShape, Setup
 from tilenet.models.store import ModelFiles
 from tilenet.sinks import MaskStore, read_image
 from tilenet.sources import Grid, Raster, RasterInfo, RemoteName, View, area_of, open_raster
 from tilenet.stops import is_stopping
+from tilenet.strangers import exists
 from tilenet.watchdog import watched
 
 __all__ = [
@@ -74,6 +83,8 @@ class Request:
         The grid that `config.like` names.
     scenes : tuple of str
         Rasters that are seen as one; () if each is its own.
+    meeting : tuple of (str, str) or None
+        Folder and token by which workers on other machines show that they see what we see.
     """
 
     config: PredictConfig
@@ -82,6 +93,7 @@ class Request:
     setup: Setup
     like: Grid | None = None
     scenes: tuple[str, ...] = ()
+    meeting: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +106,13 @@ class Job:
         The raster.
     out : Path
         The mask; without an ending if the raster decides its format.
+    seen : bool
+        It is there, as whoever asks sees it: a worker that does not is unfit.
     """
 
     path: Path | RemoteName
     out: Path
+    seen: bool = False
 
 
 @dataclass(slots=True)
@@ -264,8 +279,9 @@ def _group(loaded: _Loaded) -> tuple[str, tuple[int, int]]:
 
 
 def _forward(pack: list[_Loaded], request: Request, spans: Spans) -> None:
+    admission = None if request.meeting is None else _admission(*request.meeting)
     for (dtype, shape), same in groupby(sorted(pack, key=_group), key=_group):
-        session = session_for(request.files, request.setup, dtype)
+        session = session_for(request.files, request.setup, dtype, admission)
         with spans.using(session.lock):
             jobs = [(one.block, session.load(one.pixels)) for one in same if one.block.parts]
             drive(session, jobs, shape)
@@ -358,6 +374,9 @@ def pack_task(
     """
     items, spans = [], Spans()
     pack: list[_Loaded] = []
+    if request.meeting is not None:
+        _admission(*request.meeting)
+        _look_for_area(request.config)
 
     def flush() -> None:
         _forward(pack, request, spans)
@@ -372,6 +391,8 @@ def pack_task(
     for job in jobs:
         if is_stopping():
             break
+        if job.seen and not exists(str(job.path)):
+            raise UnfitError("does not see the input", job.path, "let all workers share that disk")
         item = PackItem(job)
         items.append(item)
         with _noting(item), closing(open_job(job, request)) as raster:
@@ -387,7 +408,25 @@ def pack_task(
         if sum(loaded.pixels.size for loaded in pack) > _PACK_PIXELS:
             flush()
     flush()
+    spans.pixels = sum(
+        item.plan.raster.height * item.plan.raster.width
+        for item in items
+        if item.plan is not None and item.done is not None and not item.resumed
+    )
     return items, spans.close()
+
+
+@lru_cache(maxsize=8)
+def _admission(folder: str, token: str) -> Admission:
+    return Admission.check_in(Path(folder), token)
+
+
+def _look_for_area(config: PredictConfig) -> None:
+    """Raise UnfitError if this worker does not see the files that say where the work matters."""
+    within = None if config.within in ("none", "auto") else config.within
+    for path in (config.aoi, within):
+        if path is not None and not exists(path):
+            raise UnfitError("does not see", path, "let all workers share that disk")
 
 
 def split_pack(jobs: Iterable[Job], request: Request) -> list[tuple[tuple[Job, ...], Request]]:

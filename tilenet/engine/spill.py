@@ -180,7 +180,7 @@ class RowsReader:
             raise
 
     def _verify(self) -> None:
-        size = 4 * int(np.prod(self.shape, dtype=np.int64))
+        size = self.size
         if os.fstat(self._fd).st_size != size + 4:
             raise ValueError("another size")
         crc = 0
@@ -188,6 +188,11 @@ class RowsReader:
             crc = zlib.crc32(os.pread(self._fd, min(_CHUNK, size - start), start), crc)
         if crc != struct.unpack("<I", os.pread(self._fd, 4, size))[0]:
             raise ValueError("damaged")
+
+    @property
+    def size(self) -> int:
+        """Bytes of the sums."""
+        return 4 * int(np.prod(self.shape, dtype=np.int64))
 
     def __getitem__(self, where: tuple[slice, slice]) -> NDArray[np.int32]:
         channels, height, width = self.shape

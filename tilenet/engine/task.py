@@ -1,7 +1,7 @@
 """What a worker does: forward a block, join a block. Pure tasks that find all they need on disk.
 
-A task is named by the run folder and its blocks' numbers; results stay in files, and only small
-reports travel. Doing a task twice, or in two places at once, gives the same files.
+A task is named by its plan's file in the run folder and its blocks' numbers; results stay in files,
+and only small reports travel. Doing a task twice, or in two places at once, gives the same files.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 
 from tilenet.classes import NODATA
 from tilenet.engine import spill
+from tilenet.engine.admission import Admission
 from tilenet.engine.block import BlockJob, Forwarded, drive, join
 from tilenet.engine.journal import KILLS, NEIGHBOUR, UNREADABLE, BlockRecord, Invalid
 from tilenet.engine.meter import Spans
 from tilenet.engine.plan import Plan, block_levels
 from tilenet.engine.reading import read_window
-from tilenet.engine.runfolder import PLAN
+from tilenet.errors import UnfitError
 from tilenet.geometry import Window
 from tilenet.lattice import Lattice
 from tilenet.models.session import Session, Setup, open_session
@@ -48,6 +49,7 @@ __all__ = [
     "join_task",
     "lose_block",
     "mark_lost",
+    "mend_task",
     "record_of",
     "session_for",
     "unreadable",
@@ -67,12 +69,34 @@ _workers_lock = threading.Lock()
 _MOST_WORKERS = 8
 
 
-def session_for(files: ModelFiles, setup: Setup, dtype: str) -> Session:
-    """Return this process's session for a model, loading it the first time."""
+def session_for(
+    files: ModelFiles, setup: Setup, dtype: str, admission: Admission | None = None
+) -> Session:
+    """Return this process's session for a model, loading it the first time.
+
+    Parameters
+    ----------
+    files : ModelFiles
+        The model.
+    setup : Setup
+        The run's.
+    dtype : str
+        Numpy name of the pixels.
+    admission : Admission, optional
+        This worker's to the run.
+
+    Raises
+    ------
+    UnfitError
+        This worker cannot run it.
+    """
     key = (files.sha256, setup, dtype)
+    if admission is not None:
+        admission.check_versions(setup.backend)
     with _sessions_lock:
         if key not in _sessions:
-            _sessions[key] = open_session(files, setup, dtype)
+            here, own = (files, setup) if admission is None else admission.network(files, setup)
+            _sessions[key] = open_session(here, own, dtype)
         return _sessions[key]
 
 
@@ -194,28 +218,33 @@ class Worker:
         The input.
     store : MaskStore
         The store in progress.
+    admission : Admission or None
+        None without a cluster.
     """
 
     folder: Path
     plan: Plan
     raster: Raster
     store: MaskStore
+    admission: Admission | None = None
 
     @classmethod
-    def at(cls, folder: Path) -> Worker:
-        """Return the worker of a run folder."""
-        plan = Plan.load((folder / PLAN).read_bytes())
+    def at(cls, file: Path, admission: Admission | None = None) -> Worker:
+        """Return the worker of a plan's file in a run folder."""
+        plan, folder = Plan.load(file.read_bytes()), file.parent
         return cls(
             folder,
             plan,
             Raster(plan.raster, open_handle, area=plan.area),
             MaskStore(folder / STORE, plan.spec),
+            admission,
         )
 
     @property
     def session(self) -> Session:
         """The network, shared by all runs of this process."""
-        return session_for(self.plan.model, self.plan.setup, self.plan.raster.dtype)
+        plan = self.plan
+        return session_for(plan.model, plan.setup, plan.raster.dtype, self.admission)
 
     def strips(self, name: str) -> Path:
         """Return the path of a spilled file."""
@@ -318,36 +347,55 @@ class Worker:
         return write_block(self.store, self.plan.lattice, block, mask, probabilities)
 
 
-def _worker(folder: str, run: str) -> Worker:
+def _worker(file: str, run: str) -> Worker:
     """Return this process's worker of a run; a later run of its folder is another one."""
     with _workers_lock:
-        worker = _workers.pop((folder, run), None) or Worker.at(Path(folder))
-        _workers[folder, run] = worker
+        worker = _workers.pop((file, run), None) or _admitted(Path(file), run)
+        _workers[file, run] = worker
         while len(_workers) > _MOST_WORKERS:
             del _workers[next(iter(_workers))]  # the one that was used the longest ago
         return worker
 
 
+def _admitted(file: Path, run: str) -> Worker:
+    admission = Admission.check_in(file.parent, run)
+    worker = Worker.at(file, admission)
+    admission.check_raster(worker.plan.raster, worker.plan.area, worker.plan.read_timeout)
+    return worker
+
+
 def forget_run(folder: Path) -> None:
     """Close the input of a run folder's runs that this process has worked on."""
     with _workers_lock:
-        for key in [key for key in _workers if key[0] == str(folder.resolve())]:
+        for key in [key for key in _workers if Path(key[0]).parent == folder.resolve()]:
             del _workers[key]
 
 
-def forward_task(folder: str, run: str, blocks: Blocks) -> tuple[Blocks, Spans]:
+def forward_task(file: str, run: str, blocks: Blocks) -> tuple[Blocks, Spans]:
     """Forward blocks into the run folder's strips."""
-    worker, spans = _worker(folder, run), Spans()
+    worker, spans = _worker(file, run), Spans()
     for block in blocks:
         worker.forward_to_files(block, spans)
     return blocks, spans.close()
 
 
-def join_task(folder: str, run: str, blocks: Blocks) -> tuple[list[BlockRecord], Spans]:
-    """Join blocks and store them; their records are true when this returns."""
-    worker, spans = _worker(folder, run), Spans()
-    records = [_join(worker, block, spans) for block in blocks]
+def join_task(file: str, run: str, blocks: Blocks) -> tuple[list[BlockRecord], Spans]:
+    """Join blocks and store them; their records are true when this returns.
+
+    One that needs a lost strip, where this worker cannot run the network, has no record.
+    """
+    worker, spans = _worker(file, run), Spans()
+    records = []
+    for block in blocks:
+        with suppress(UnfitError):
+            records.append(_join(worker, block, spans))
     return records, spans.close()
+
+
+def mend_task(folder: str, run: str, blocks: Blocks) -> tuple[list[BlockRecord], Spans]:
+    """Join blocks of which strips are lost, on a worker that runs the network."""
+    worker, spans = _worker(folder, run), Spans()
+    return [_join(worker, block, spans) for block in blocks], spans.close()
 
 
 def finish_block(worker: Worker, block: int, spans: Spans) -> Forwarded:
@@ -363,9 +411,11 @@ def finish_block(worker: Worker, block: int, spans: Spans) -> Forwarded:
                 own = replace(own, failed=(*own.failed, (window, NEIGHBOUR)))
             else:
                 strips[giver] = worker.strip(giver, block, spans)
-        for rows in (own.top, own.left, *strips.values()):
+        read = [(block, own.top), (block, own.left), *strips.items()]
+        for giver, rows in read:
             if isinstance(rows, spill.RowsReader):
                 files.callback(rows.close)
+                spans.strip_reads.append((giver, rows.size))
         with spans.writing():
             join(lattice, block, own, strips, worker.plan.decision)
     return own
@@ -375,4 +425,5 @@ def _join(worker: Worker, block: int, spans: Spans) -> BlockRecord:
     own = finish_block(worker, block, spans)
     with spans.writing():
         stored = worker.write(block, own.mask, own.probabilities)
+        spans.pixels += own.mask.size
         return record_of(block, own, stored, len(worker.plan.spec.classes))

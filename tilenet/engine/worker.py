@@ -1,32 +1,66 @@
-"""What Dask loads first in a worker process that we start (`preload`)."""
+"""A process that runs tasks for others: how it is set up, and what it has of its own."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+import threading
 from typing import Any
 
+from tilenet.engine import counters
 from tilenet.errors import ResourceError
 from tilenet.memory import return_large_arrays
+from tilenet.models.session import cores
 from tilenet.quiet import quiet_dask
 from tilenet.watchdog import watch_reads
 
-__all__ = ["dask_setup", "prepare"]
+__all__ = ["dask_setup", "own_threads", "settle"]
+
+_lock = threading.Lock()
+_settled = False
+_threads: int | None = None
 
 
 def dask_setup(worker: Any) -> None:
-    """Set up a worker process: it never sees Ctrl-C, which is for whoever ends it in order."""
+    """Set up a worker process that we start (Dask's `preload`).
+
+    It never sees Ctrl-C, which is for whoever ends it in order.
+    """
     del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     quiet_dask()
-    prepare()
+    with _lock:
+        _prepare()
 
 
-def prepare() -> None:
-    """Set up any process that runs tasks for others: memory goes back, and no read is for ever."""
+def settle(threads: int) -> None:
+    """Set up a worker process that somebody else has started, when it first works for us.
+
+    Parameters
+    ----------
+    threads : int
+        How many cores its owner lets it use: its threads, in Dask's words.
+    """
+    global _threads  # one process, one worker
+    with _lock:
+        if not _settled:
+            _prepare()
+            _threads = max(1, min(cores(), threads))
+
+
+def own_threads() -> int | None:
+    """Return how many threads this process gives a network; None if the plan says it."""
+    return _threads
+
+
+def _prepare() -> None:
+    """Set up any process of a cluster: memory goes back, and no read is for ever."""
+    global _settled
+    _settled = True
     return_large_arrays()
     watch_reads(_end)
+    counters.start()
 
 
 def _end(error: ResourceError) -> None:

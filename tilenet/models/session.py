@@ -31,6 +31,7 @@ __all__ = [
     "choose",
     "cores",
     "cpu_flags",
+    "has_cuda",
     "network_shape",
     "open_session",
 ]
@@ -196,7 +197,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _has_cuda() -> bool:
+def has_cuda() -> bool:
+    """Return whether torch sees a CUDA device."""
     # Asking torch costs seconds; without a driver there is nothing to ask.
     if not any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/dxg", "/dev/nvhost-ctrl")):
         return False
@@ -210,8 +212,8 @@ def _choose_device(wanted: str) -> str:
     if kind not in ("auto", "cpu", "cuda"):
         raise ModelError(f"no device {wanted}", "--device", "choose auto, cpu, cuda or cuda:i")
     if kind == "auto":
-        return "cuda" if _has_cuda() else "cpu"
-    if kind == "cuda" and not _has_cuda():
+        return "cuda" if has_cuda() else "cpu"
+    if kind == "cuda" and not has_cuda():
         raise ModelError("no CUDA device on this machine", "--device", "use --device cpu")
     return wanted
 

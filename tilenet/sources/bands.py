@@ -6,7 +6,7 @@ import re
 
 from tilenet.errors import InputError
 
-__all__ = ["bands_in_use", "bands_note", "has_names", "scaled_bands"]
+__all__ = ["bands_in_use", "bands_note", "has_names", "same_names", "scaled_bands"]
 
 Scaling = tuple[tuple[float, float], ...]
 """Per band (scale, offset): a pixel means value · scale + offset."""
@@ -42,13 +42,24 @@ def _named(
 
     The file's own names come first, then the codes in them, then the colours that it gives.
     """
+    found = same_names(wanted, names)
+    if found is not None:
+        return found
+    known = [colour if colour in _COLOURS else "" for colour in colours]
+    return _each([_plain(name) for name in wanted], known)
+
+
+def same_names(wanted: tuple[str, ...], names: tuple[str, ...]) -> tuple[int, ...] | None:
+    """Return the place, from 1, of each name, spelled one way or another, or by its code.
+
+    None unless each of them is exactly one of `names`.
+    """
     for spelled in (_plain, _code):
         texts = [spelled(name) for name in names]
         found = _each([spelled(name) for name in wanted], texts)
         if found is not None:
             return found
-    known = [colour if colour in _COLOURS else "" for colour in colours]
-    return _each([_plain(name) for name in wanted], known)
+    return None
 
 
 def _each(wanted: list[str], texts: list[str]) -> tuple[int, ...] | None:

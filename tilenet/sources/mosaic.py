@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -88,15 +89,19 @@ def _metres(crs_wkt: str) -> float | None:
     return float(crs.linear_units_factor[1]) if crs.is_projected else None
 
 
-def find(view: View, open_scene: Open) -> Found:
-    """Return what the scenes of `view.mosaic` are together.
+def find(paths: tuple[str, ...], view: View, open_scene: Open, index: str | None = None) -> Found:
+    """Return what scenes are together.
 
     Parameters
     ----------
+    paths : tuple of str
+        Their names, the first on top.
     view : View
-        With the scenes' names.
+        How they are looked at.
     open_scene : callable
         Opens one of them.
+    index : str, optional
+        The file that names them.
 
     Raises
     ------
@@ -104,7 +109,7 @@ def find(view: View, open_scene: Open) -> Found:
         A scene does not open, or its pixels are not those of one grid.
     """
     opened = []
-    for path in view.mosaic:
+    for path in paths:
         raster = open_scene(path, _view(view))
         raster.close()
         opened.append(raster.info)
@@ -118,8 +123,10 @@ def find(view: View, open_scene: Open) -> Found:
     row, col = scenes[0].row, scenes[0].col
     corner = (a, b, c - a * col - b * row, d, e, f - d * col - e * row)
     dtype = str(np.result_type(*(info.dtype for info in opened)))
+    files = tuple(sorted({*([index] if index else []), *(f for one in opened for f in one.files)}))
+    digest = hashlib.sha256("\0".join(one.fingerprint for one in opened).encode())
     return Found(
-        path=first.path,
+        path=index or first.path,
         driver="mosaic",
         bands=first.bands,
         count=first.count,
@@ -131,7 +138,8 @@ def find(view: View, open_scene: Open) -> Found:
         georeference=Georeference(own.crs_wkt, corner),
         metres=_metres(own.crs_wkt),
         native_block=lambda _: (_BLOCK, _BLOCK),
-        files=tuple(sorted({file for info in opened for file in info.files})),
+        files=files,
+        fingerprint=lambda _: digest.hexdigest(),
         notes=tuple(dict.fromkeys(note for info in opened for note in info.notes)),
         scenes=tuple(
             (one.info.path, Window(one.row, one.col, one.info.height, one.info.width))

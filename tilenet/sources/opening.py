@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tilenet.errors import InputError, TilenetError
-from tilenet.sources import gdal, mosaic, slide, store, tiff
+from tilenet.sources import gdal, layers, mosaic, slide, stac, store, tiff, tileindex
 from tilenet.sources.grid import Grid
 from tilenet.sources.raster import Handle, Raster
 from tilenet.sources.rasterinfo import Found, RasterInfo, settled
@@ -31,6 +32,8 @@ def open_handle(info: RasterInfo) -> Handle:
     """Open the file of a raster that is known."""
     if info.scenes:
         return mosaic.MosaicHandle(info, open_raster)
+    if info.driver == "stac":
+        return layers.LayersHandle(info, open_raster, open_handle)
     return _HANDLES.get(info.driver, gdal.GdalHandle)(info)
 
 
@@ -44,7 +47,8 @@ def open_raster(
     """Open a raster and look at its header.
 
     Slides are for OpenSlide, OME-TIFF and what neither GDAL nor OpenSlide reads for tifffile,
-    everything else for GDAL. The content decides, whatever the name says.
+    everything else for GDAL. The content decides, whatever the name says. A STAC item or a tile
+    index stands for the files that it names.
 
     Parameters
     ----------
@@ -68,15 +72,19 @@ def open_raster(
     """
     name, view = str(path), view or View()
     if view.mosaic:
-        return Raster(settled(mosaic.find(view, open_raster), view), open_handle)
+        return Raster(settled(mosaic.find(view.mosaic, view, open_raster), view), open_handle)
     if is_remote(name):
         return _remote(RemoteName(name), view, checked=checked)
     _check_name(name)
     name = str(Path(name).absolute())
     if is_store(name):
         return Raster(settled(store.find(name, view, checked=checked), view), open_handle)
+    if stac.is_item(name):
+        return _pointing("a STAC item", name, view)
     if view.variable is not None:
         raise InputError("has no variables to choose from", name, "leave --variable out")
+    if tileindex.is_index(name):
+        return _pointing("a tile index", name, view)
     if slide.is_slide(name):
         return Raster(settled(slide.find(name, view), view), open_handle)
     try:
@@ -95,17 +103,43 @@ def _check_name(name: str) -> None:
         raise InputError("the name is not UTF-8", name, "rename the file")
     if not exists(name):
         raise InputError("no such file", name, "check the path")
-    if not is_store(name) and not is_file(name):
+    if is_store(name):
+        return
+    if not is_file(name):
         raise InputError("not a regular file", name, "give a raster or a folder of rasters")
+    try:
+        with Path(name).open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise InputError(f"cannot be read: {error.strerror}", name, "check the file") from error
 
 
 def _remote(name: RemoteName, view: View, *, checked: bool) -> Raster:
     """Open a raster that lies elsewhere."""
     require_permission(name, view.allow_remote)
+    if name.scheme and stac.is_item(name.url):
+        return _pointing("a STAC item", name.url, view)
     if name.scheme and store.is_remote_store(name):
         return Raster(settled(store.find(name.url, view, checked=checked), view), open_handle)
     url = checked_name(name)
     return _by_gdal(url, _dataset(url, view), view, checked=checked, keep_open=False)
+
+
+def _pointing(what: str, name: str, view: View) -> Raster:
+    """Open what is made of other files, a STAC item or a tile index."""
+    if not view.allow_remote:
+        raise _points(what, name)
+    if what == "a tile index":
+        found = mosaic.find(tileindex.scenes_of(name), view, open_raster, name)
+    else:
+        found = layers.find(name, view, open_raster)
+    return Raster(settled(found, view), open_handle)
+
+
+def _points(what: str, name: str) -> InputError:
+    return InputError(f"{what} points to other files", name, "to follow it, give --allow-remote")
 
 
 def _is_vrt(name: str) -> bool:
@@ -120,9 +154,7 @@ def _dataset(name: str, view: View) -> Any:
             return gdal.open_dataset(name, 0, elsewhere=elsewhere)
     except Exception as error:  # GDAL's own classes are neither RasterioError nor OSError
         if not elsewhere and _is_vrt(name):
-            raise InputError(
-                "a VRT points to other files", name, "to follow it, give --allow-remote"
-            ) from error
+            raise _points("a VRT", name) from error
         raise InputError(
             f"not a raster that can be read: {error}", name, "check the file"
         ) from error

@@ -25,9 +25,12 @@ __all__ = ["Handle", "Raster"]
 
 _INDEPENDENT = {
     "GTiff", "JP2OpenJPEG", "HFA", "NITF", "PCIDSK", "ENVI", "EHdr", "RMF", "openslide",
-    "tifffile", "zarr", "mosaic",
+    "tifffile", "zarr", "mosaic", "stac",
 }  # fmt: skip
 """Formats whose native blocks are decoded apart: one that is damaged leaves the others whole."""
+
+_COMPOSED = {"mosaic", "stac"}
+"""Made of rasters, which know for themselves what of them is valid."""
 
 _STRIPE_BYTES = 32 << 20
 """Of stored pixels that are resampled at a time."""
@@ -52,7 +55,7 @@ class Area(Protocol):
         """Return which pixels of a window are kept, (h, w)."""
 
 
-class Mosaic(Handle, Protocol):
+class Composed(Handle, Protocol):
     """Open files that are seen as one."""
 
     def composed(self, box: Window, fill: NDArray[np.float64]) -> Pixels:
@@ -277,8 +280,8 @@ class Raster:
         return pixels
 
     def _read(self, handle: Handle, box: Window, fill: NDArray[np.float64]) -> Pixels:
-        if self.info.scenes:
-            return cast("Mosaic", handle).composed(box, fill)
+        if self.info.driver in _COMPOSED:
+            return cast("Composed", handle).composed(box, fill)
         stored, valid = handle.read(box)
         pixels = self._meant(stored)
         invalid = invalid_values(stored, self.info.nodata)

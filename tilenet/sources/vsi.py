@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import urllib.error
-import urllib.request
+from http.client import HTTPException
 from typing import Any
 
 from tilenet.errors import InputError, ResourceError, UsageError
 from tilenet.sources.bucket import endpoint, is_anonymous, object_mark
+from tilenet.sources.fetch import ask
 from tilenet.sources.remote import RemoteName, is_remote
 
 __all__ = ["checked_name", "network_settings", "remote_fingerprint", "vsi_name"]
@@ -25,7 +25,6 @@ _SETTINGS: dict[str, Any] = {
 _SYSTEMS = {"s3": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/"}
 _CURL = ("/vsicurl/", "")
 _HEAD = 65536
-_PATIENCE = 60.0
 
 
 def network_settings() -> dict[str, Any]:
@@ -93,17 +92,13 @@ def remote_fingerprint(name: str) -> str:
     if place.scheme not in ("http", "https"):
         # GDAL's other systems sign what they ask; it does not hand out their marks.
         return hashlib.sha256(object_mark(place).encode()).hexdigest()
-    request = urllib.request.Request(name, headers={"Range": f"bytes=0-{_HEAD - 1}"})  # noqa: S310
-    try:
-        with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:  # noqa: S310
-            size = answer.headers.get("Content-Range", "").rpartition("/")[2]
-            marks = [size or answer.headers.get("Content-Length", "")]
-            marks += [answer.headers.get(key, "") for key in ("ETag", "Last-Modified")]
+    with ask(name, {"Range": f"bytes=0-{_HEAD - 1}"}) as answer:
+        size = answer.headers.get("Content-Range", "").rpartition("/")[2]
+        marks = [size or answer.headers.get("Content-Length", "")]
+        marks += [answer.headers.get(key, "") for key in ("ETag", "Last-Modified")]
+        try:
             data = answer.read(_HEAD)
-    except urllib.error.HTTPError as error:
-        raise InputError(f"the server answers {error.code} {error.reason}", place.url, "check it") \
-            from error  # fmt: skip
-    except OSError as error:
-        raise ResourceError("the server does not answer", place.url, "a rerun resumes") from error
+        except (OSError, HTTPException) as error:
+            raise ResourceError("the server does not answer", name, "a rerun resumes") from error
     text = "\0".join([place.name, *marks]).encode()
     return hashlib.sha256(text + b"\0" + data).hexdigest()

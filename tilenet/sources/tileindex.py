@@ -1,0 +1,86 @@
+"""Tile indexes (GDAL's GTI): footprints that name the scenes of a mosaic. No pixels.
+
+By pyogrio (extra `vector`); GDAL's documentation of the driver GTI says what they hold.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+from tilenet.errors import InputError, UsageError
+from tilenet.sources.remote import is_remote
+
+__all__ = ["is_index", "scenes_of"]
+
+_ENDINGS = (".gti", ".gti.gpkg", ".gti.fgb", ".gti.parquet", ".gti.geojson")
+_KNOWN = {"IndexDataset", "IndexLayer", "LocationField", "SortField", "SortFieldAsc"}
+_MOST = 1 << 20  # bytes of an index in XML
+
+
+def is_index(name: str) -> bool:
+    """Return whether a file is called as tile indexes are."""
+    return name.lower().endswith(_ENDINGS)
+
+
+def _described(name: str) -> dict[str, str]:
+    """Return what an index in XML says; of another, where it is."""
+    path = Path(name)
+    if not name.lower().endswith(".gti"):
+        return {"IndexDataset": name}
+    if path.stat().st_size > _MOST:
+        raise InputError("too large for a tile index in XML", name)
+    try:
+        root = ElementTree.fromstring(path.read_bytes())  # noqa: S314 - small; Expat stops bombs
+    except ElementTree.ParseError as error:
+        raise InputError(f"no XML: {error}", name, "give a tile index") from error
+    found = {one.tag: (one.text or "").strip() for one in root}
+    if root.tag != "GDALTileIndexDataset" or "IndexDataset" not in found:
+        raise InputError("not a tile index", name, "make one: gdaltindex -gti_filename")
+    other = sorted(set(found) - _KNOWN)
+    if other:
+        raise InputError(
+            f"sets {', '.join(other)}, which is not followed", name,
+            "leave it out, or make a VRT: gdalbuildvrt",
+        )  # fmt: skip
+    found["IndexDataset"] = str(path.parent / found["IndexDataset"])
+    return found
+
+
+def scenes_of(name: str) -> tuple[str, ...]:
+    """Return the rasters that a tile index names, the one on top first.
+
+    Raises
+    ------
+    InputError
+        It is none, or asks for what is not done here.
+    UsageError
+        The extra is not installed.
+    """
+    try:
+        import pyogrio
+    except ImportError as error:
+        raise UsageError(
+            "tile indexes need the extra vector", name, "pip install 'tilenet[vector]'"
+        ) from error
+    said = _described(name)
+    field, sort = said.get("LocationField", "location"), said.get("SortField")
+    columns = [field] if sort is None else [field, sort]
+    try:
+        meta, _, _, values = pyogrio.raw.read(
+            said["IndexDataset"], layer=said.get("IndexLayer"), columns=columns, read_geometry=False
+        )
+    except Exception as error:  # GDAL's classes, by way of pyogrio's
+        raise InputError(f"not a tile index: {error}", name, "check the file") from error
+    table = dict(zip(meta["fields"], values, strict=True))
+    if set(table) < set(columns):
+        raise InputError(f"has no field {' or '.join(columns)}", name, "gdaltindex writes location")
+    order = list(range(len(table[field])))
+    if sort is not None:
+        down = said.get("SortFieldAsc", "true").lower() in ("false", "no", "0")
+        order.sort(key=lambda row: table[sort][row], reverse=down)
+    places = [str(table[field][row]) for row in reversed(order)]  # later ones lie on top
+    if not places:
+        raise InputError("names no raster", name, "check the file")
+    folder = Path(said["IndexDataset"]).parent
+    return tuple(p if is_remote(p) else str((folder / p).absolute()) for p in places)
