@@ -154,7 +154,7 @@ def _named_inputs(
     inputs: Sequence[Path | RemoteName | str], config: PredictConfig
 ) -> list[Path | RemoteName]:
     if not inputs and config.manifest is None:
-        raise UsageError("no input", "INPUT", "name rasters or folders, or give --manifest")
+        raise UsageError("no inputs", "INPUTS", "name rasters or folders, or give --manifest")
     return [named(name) for name in inputs]
 
 
