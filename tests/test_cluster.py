@@ -125,6 +125,37 @@ def test_a_file_of_jobs(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("keywords", "word"),
+    [("", "cores"), ('cores = 1\nmemory = "1 GB"\nqueues = "a"', "queues")],
+    ids=["missing", "unknown"],
+)
+def test_keywords_that_dask_jobqueue_refuses(
+    cli, scene, models, tmp_path, monkeypatch, keywords, word
+):
+    sbatch = tmp_path / "sbatch"  # which is not asked for a job
+    sbatch.write_text("exit 1")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "jobs.toml").write_text(f"jobs = 1\n[cluster]\n{keywords}\n")
+    done = cli("predict", scene, "--out", tmp_path / "x.zarr", "--model", models / "identity.onnx",
+               "--scheduler", f"slurm:{tmp_path / 'jobs.toml'}")  # fmt: skip
+    assert done.code == 2
+    assert word in done.err
+    assert not list(tmp_path.glob(".tilenet-keys*"))  # no keys are left
+
+
+def test_no_batch_system(cli, scene, models, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "jobs.toml").write_text("jobs = 1")
+    for kind, program in (("slurm", "sbatch"), ("pbs", "qsub")):
+        scheduler = f"{kind}:{tmp_path / 'jobs.toml'}"
+        done = cli("predict", scene, "--out", tmp_path / "x.zarr", "--model",
+                   models / "identity.onnx", "--scheduler", scheduler)  # fmt: skip
+        assert done.code == 2
+        assert f"{program} is not there" in done.err
+
+
+@pytest.mark.parametrize(
     ("name", "module", "extra"),
     [("slurm:jobs.toml", "dask_jobqueue", "hpc"), ("k8s:dask", "dask_kubernetes.operator", "k8s")],
 )
@@ -243,29 +274,32 @@ def no_tilenet(folder):
     return folder
 
 
-@pytest.mark.parametrize(
-    ("make", "what"),
-    [
-        (lambda folder: other_tilenet(folder, "0.0.9"), "has tilenet 0.0.9, the run 0.1.0"),
-        (no_tilenet, "cannot load tilenet"),
-        (lambda folder: package(folder, "rasterio", "0.1"), "has rasterio 0.1, the run"),
-        (lambda folder: package(folder, "openvino", "0.1"), "has openvino 0.1, the run"),
-    ],
-    ids=["tilenet", "without", "rasterio", "openvino"],
-)
-def test_a_worker_of_another_version(scene, models, tmp_path, environment, make, what):
-    other = {"PYTHONPATH": f"{make(tmp_path / 'other')}:{environment.get('PYTHONPATH', '')}"}
+OTHERS = [
+    (lambda folder: other_tilenet(folder, "0.0.9"), "has tilenet 0.0.9, the run 0.1.0"),
+    (no_tilenet, "cannot load tilenet"),
+    (lambda folder: package(folder, "rasterio", "0.1"), "has rasterio 0.1, the run"),
+    (lambda folder: package(folder, "openvino", "0.1"), "has openvino 0.1, the run"),
+]
+
+
+def test_a_worker_of_another_version(scene, models, tmp_path, environment):
     with clusters.cluster(tmp_path / "dask", environment) as found:
         found.worker()
-        other_worker = found.worker(environment=other, host="127.0.0.2")
-        wait_for(lambda: count_workers(found) == 2)
-        with pytest.raises(UnfitError) as caught:
-            segment(scene, tmp_path / "x.zarr", models / "identity.onnx", scheduler=found.address)
-        assert other_worker.poll() is None
-    assert caught.value.code == 2
-    assert what in str(caught.value)
-    if "openvino" not in what:  # of two that differ in this, the one that chose is right
-        assert "tcp://127.0.0.2:" in str(caught.value)
+        for number, (make, what) in enumerate(OTHERS, 2):
+            path = f"{make(tmp_path / str(number))}:{environment.get('PYTHONPATH', '')}"
+            other = found.worker(environment={"PYTHONPATH": path}, host=f"127.0.0.{number}")
+            wait_for(lambda: count_workers(found) == 2)
+            out = tmp_path / "x.zarr"
+            with pytest.raises(UnfitError) as caught:
+                segment(scene, out, models / "identity.onnx", scheduler=found.address)
+            assert caught.value.code == 2
+            if "openvino" in what:  # whichever chose is right
+                assert re.search("worker tcp://.* has openvino .*, the run", str(caught.value))
+            else:
+                assert what in str(caught.value)
+                assert f"worker tcp://127.0.0.{number}:" in str(caught.value)
+            other.kill()
+            wait_for(lambda: count_workers(found) == 1)
 
 
 def count_workers(found):

@@ -24,6 +24,7 @@ from tilenet.engine import large, task
 from tilenet.engine.cluster import WorkersDied, open_executor
 from tilenet.engine.folderlock import FOLDER_LOCK, folder_locked
 from tilenet.engine.meter import Spans
+from tilenet.engine.run import run_many
 from tilenet.engine.turns import take_turns
 from tilenet.errors import OutputError, ResourceError
 
@@ -222,29 +223,50 @@ class TestTurns:
         self.drive([work] * 6)
         assert max(most) == 2
 
-    def test_who_kills_workers_in_company_is_driven_alone(self):
-        began = []
+    def test_who_wants_to_be_alone_is(self):
+        """Of two that want it, one has ended before the other is; a third begins after both."""
+        said = []
 
-        def guilty(executor):
-            began.append("guilty")
-            executor.handed_out()
-            time.sleep(0.1)
-            if began.count("guilty") == 1:
-                executor.result(executor.submit(dies))
-            assert executor.alone
-            return "guilty"
+        def work(name, *, alone):
+            def run(executor):
+                said.append(f"{name} begins")
+                executor.handed_out()
+                time.sleep(0.1)
+                if alone:
+                    executor.be_alone()
+                    executor.be_alone()
+                    said.append(f"{name} is alone")
+                time.sleep(0.1)
+                said.append(f"{name} ends")
 
-        def dies():
-            raise WorkersDied
+            return run
 
-        def other(executor):
-            began.append("other")
-            executor.handed_out()
-            time.sleep(0.2)
-            return "other"
+        self.drive([work("a", alone=True), work("b", alone=True), work("c", alone=False)])
+        assert said[:2] == ["a begins", "b begins"]
+        first, second = said[2][0], said[4][0]
+        assert said[2:] == [
+            f"{first} is alone", f"{first} ends", f"{second} is alone", f"{second} ends",
+            "c begins", "c ends",
+        ]  # fmt: skip
 
-        assert self.drive([guilty, other, other]) == ["other", "guilty", "other"]
-        assert began == ["guilty", "other", "guilty", "other"]
+    def test_packs_under_which_workers_die(self):
+        """The packs are tried raster by raster, when all else is done; the guilty one is lost."""
+        order = []
+
+        def task(jobs):
+            order.append(jobs)
+            if "x" in jobs:
+                raise WorkersDied
+            return jobs, Spans()
+
+        def work(executor):
+            packs = [("ax",), ("bc",), ("de",)]
+            found = run_many(executor, task, packs, lambda jobs: [(job,) for job in jobs],
+                             lambda jobs: (f"lost {jobs}", Spans()))  # fmt: skip
+            return sorted(jobs for jobs, _ in found)
+
+        assert self.drive([work]) == [["a", "bc", "de", "lost x"]]
+        assert order[-2:] == ["a", "x"]
 
     def test_a_failure_in_company_is_looked_at_alone(self):
         def work(executor):
@@ -357,30 +379,41 @@ def test_a_signal_ends_a_pack(model, environment, tmp_path):
 
 KILLER = """
 import os
+from tilenet.engine import cluster
+cluster._GRACE = 200  # where others work too, it takes long until a worker is there again
 from tilenet.sources.raster import Raster
 read = Raster.read
 def deadly(self, window, *rest):
-    if (window.row, window.col) == (128, 128) and self.info.path.endswith("1.tif"):
+    deadly = (window.row, window.col) == (128, 128) and self.info.path.endswith("1.tif")
+    if deadly or self.info.path.endswith("small.png"):
         os.kill(os.getpid(), 9)
     return read(self, window, *rest)
 Raster.read = deadly
 """
 
 
-def test_a_block_that_kills_its_workers_costs_its_raster_only(
-    scenes, model, alone, environment, tmp_path
-):
+def test_what_kills_its_workers_costs_its_raster_only(scenes, model, alone, environment, tmp_path):
+    """One block of a large raster, and a small one that shares a task with others."""
+    folder = tmp_path / "in"
+    shutil.copytree(scenes, folder)
+    write_image(folder / "small.png", picture(40, 50))
     (tmp_path / "sitecustomize.py").write_text(KILLER)
     path = os.pathsep.join([str(tmp_path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     done = subprocess.run(
-        [sys.executable, "-m", "tilenet", *map(str, arguments(scenes, tmp_path / "m", model)),
+        [sys.executable, "-m", "tilenet", *map(str, arguments(folder, tmp_path / "m", model)),
          "--json", "--scheduler", "processes:2"],
         env={**environment, "PYTHONPATH": path}, capture_output=True, text=True, timeout=280,
         check=False,
     )  # fmt: skip
     assert done.returncode == 7, done.stderr
     result = json.loads(done.stdout)
-    assert [run["blocks_invalid"] for run in result["runs"]] == [[], [4, 5], [], []]
+    assert [(Path(one["input"]).name, one["code"]) for one in result["failed"]] == [
+        ("1.tif", 7), ("small.png", 3)
+    ]  # fmt: skip
+    assert "every process that worked on it died" in result["failed"][1]["error"]
+    assert {Path(run["input"]).name: run["blocks_invalid"] for run in result["runs"]} == {
+        "0.tif": [], "1.tif": [4, 5], "2.tif": [], "3.tif": [],
+    }  # fmt: skip
     assert {k: v for k, v in made(tmp_path / "m").items() if k != 1} == {
         k: v for k, v in alone.items() if k != 1
     }

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from rasters import picture, write_image, write_tif
@@ -26,8 +27,10 @@ from tilenet.api import predict
 from tilenet.config import PredictConfig
 from tilenet.engine import large as engine_large
 from tilenet.engine import runfolder
-from tilenet.engine.journal import decode
-from tilenet.engine.runfolder import LOCK, locked, part_locked, run_folder, set_up_alone
+from tilenet.engine.journal import KILLS, NEIGHBOUR, Journal, decode
+from tilenet.engine.plan import Plan
+from tilenet.engine.runfolder import LOCK, PLAN, locked, part_locked, run_folder, set_up_alone
+from tilenet.engine.task import lose_block
 from tilenet.errors import OutputError, UsageError
 from tilenet.lattice import Lattice
 from tilenet.part import Part
@@ -355,6 +358,46 @@ def test_strips_that_are_damaged_or_lost(source, model, tmp_path, undisturbed):
             path.write_bytes(data)
     assert run(source, out, model, "2/3", **options).complete
     assert contents(tmp_path) == undisturbed["x.zarr"]
+
+
+def test_what_others_wait_for_is_made_first(start, source, model, tmp_path):
+    out = tmp_path / "x.zarr"
+    process = start(line(source, out, model, "--part", "1/2"))
+    wait_for(lambda: journaled(out, "1/2") >= 1)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert journaled(out, "1/2") < 30
+    names = [path.name.split(".") for path in (run_folder(out) / "strips").glob("*.strip")]
+    given = {(int(taker), int(giver)) for taker, giver, _ in names if int(taker) >= 32}
+    assert len(given) >= 10  # of 8 straight down and 7 to the right of it; some may be under way
+
+
+def test_a_block_that_another_part_gave_up(source, model, tmp_path):
+    """Nobody forwards it again, and its neighbours do without it."""
+    out, lost, options = tmp_path / "x.zarr", 20, KINDS["x.zarr"]
+    run(source, out, model, "3/3", **options)
+    folder = run_folder(out)
+    plan = Plan.load((folder / PLAN).read_bytes())
+    with Journal(folder / "journal.1-of-3.jsonl") as journal:
+        journal.append([lose_block(folder, plan, lost)])
+    for mark in (folder / "strips").glob("*.lost"):  # as after a power cut
+        mark.unlink()
+    second = run(source, out, model, "2/3", **options)
+    assert (second.complete, second.blocks_invalid) == (False, (28, 29))
+    first = run(source, out, model, "1/3", **options)
+    assert (first.complete, first.blocks_invalid) == (True, (20, 21, 28, 29))
+    assert {one.why for one in first.invalid} == {KILLS, NEIGHBOUR}
+    gone = np.zeros((SIDE, SIDE), bool)
+    gone[plan.lattice.core(lost).slices()] = True
+    for taker in (21, 28, 29):
+        gone[plan.lattice.strip(lost, taker).slices()] = True
+    run(source, tmp_path / "y.zarr", model, **options)
+    mask, expected = (
+        np.asarray(zarr.open_group(path, mode="r", use_consolidated=False)["mask"][...])
+        for path in (out, tmp_path / "y.zarr")
+    )
+    assert np.array_equal(mask == 255, gone)
+    assert np.array_equal(mask[~gone], expected[~gone])
 
 
 def test_within_a_mask(model, source, tmp_path):

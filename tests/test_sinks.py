@@ -1,6 +1,7 @@
 """Sinks: every reader of the table in the README finds the right class at the right place."""
 
 import ctypes
+import json
 import os
 import pickle
 import subprocess
@@ -414,6 +415,16 @@ class TestStore:
             "area (pixels)": int((make_mask() == 1).sum()),
         }
         assert attributes["tilenet"]["complete"] is True
+
+    def test_a_document_that_claims_gigabytes_is_damaged(self, tmp_path, zarr_format):
+        store = make_store(tmp_path / "m", make_spec("utm", zarr_format))
+        finish(store)
+        name = "zarr.json" if zarr_format == 3 else ".zarray"
+        metadata = store.root / "tilenet/plan" / name
+        document = json.loads(metadata.read_text()) | {"shape": [1 << 31]}
+        metadata.write_text(json.dumps(document))
+        with pytest.raises(VerifyError, match="2147483648 bytes of"):
+            documents(store.root)
 
     def test_create_refuses_what_exists(self, tmp_path, zarr_format):
         store = make_store(tmp_path / "m", make_spec("plain", zarr_format))

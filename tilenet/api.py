@@ -28,7 +28,16 @@ from tilenet.engine.item import has_item, write_item
 from tilenet.engine.large import Copy, run_large
 from tilenet.engine.meter import Meter, Spans
 from tilenet.engine.output import check_output, plan_in_progress
-from tilenet.engine.pack import Job, PackItem, Request, open_job, pack_task, plan_for
+from tilenet.engine.pack import (
+    Job,
+    PackItem,
+    Request,
+    lose_pack,
+    open_job,
+    pack_task,
+    plan_for,
+    split_pack,
+)
 from tilenet.engine.part import run_part
 from tilenet.engine.plan import Plan, choose_tile, format_of
 from tilenet.engine.room import needed_bytes
@@ -145,7 +154,7 @@ def _named_inputs(
     inputs: Sequence[Path | RemoteName | str], config: PredictConfig
 ) -> list[Path | RemoteName]:
     if not inputs and config.manifest is None:
-        raise UsageError("no input", "INPUT", "name rasters or folders, or give --manifest")
+        raise UsageError("no inputs", "INPUTS", "name rasters or folders, or give --manifest")
     return [named(name) for name in inputs]
 
 
@@ -395,7 +404,8 @@ def _pack_one(job: Job, request: Request, cluster: Executor | None) -> tuple[Pac
     [there] = _seen([Job(job.path.absolute(), job.out.absolute())], cluster)
     place = outside(there.out).parent
     with _meeting(replace(request, config=config), cluster, place) as asked:
-        [([item], spans)] = run_many(cluster, task, [([there], asked)])
+        work = [([there], asked)]
+        [([item], spans)] = run_many(cluster, task, work, split_pack, lose_pack)
     item.out = job.out
     return item, spans
 
@@ -560,7 +570,7 @@ class _Many:
                 yield pack, self._request
             executor.handed_out()
 
-        for items, spans in run_many(executor, pack_task, packs()):
+        for items, spans in run_many(executor, pack_task, packs(), split_pack, lose_pack):
             self._plans += [item.plan for item in items if item.plan and item.plan.raster.notes]
             for item, share in zip(items, _shares(items), strict=True):
                 self._take(item, spans.part(share))

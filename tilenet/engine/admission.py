@@ -26,11 +26,13 @@ from tilenet.engine.worker import own_threads
 from tilenet.errors import InputError, ModelError, OutputError, UnfitError
 from tilenet.models.session import Setup, choose
 from tilenet.models.store import ModelFiles, identified
-from tilenet.sources import Raster, RasterInfo, open_raster
+from tilenet.sources import Area, Raster, RasterInfo, RemoteName, named, open_raster
+from tilenet.strangers import exists
 from tilenet.watchdog import watched
 
 __all__ = [
-    "Admission", "Versions", "admitting", "check_raster", "choose_here", "meeting_place",
+    "Admission", "Versions", "admitting", "choose_here", "meeting_place",
+    "versions_here",
 ]  # fmt: skip
 
 Versions = dict[str, str]
@@ -39,6 +41,7 @@ Versions = dict[str, str]
 _PACKAGES = ("numpy", "rasterio")  # beside tilenet, and the backend of those that run it
 _PATIENCE = 3.0  # seconds for which a shared disk may not show what was just written
 _MODELS = "models"
+_SCENES = 256  # of a mosaic that a worker looks for
 
 
 @cache
@@ -51,13 +54,18 @@ def _version(package: str) -> str:
         return "none"
 
 
+def versions_here() -> Versions:
+    """Return the versions of what decides the bytes, in this process, but for the backend's."""
+    return {package: _version(package) for package in ("tilenet", *_PACKAGES)}
+
+
 def choose_here(files: ModelFiles, wanted: dict[str, Any]) -> tuple[Setup, Versions]:
-    """Choose what a network runs on, on a worker, and say in which versions."""
+    """Choose what a network runs on, on a worker; return it and its library's version."""
     try:
         setup = choose(files, threads=own_threads(), **wanted)
     except ModelError as error:
         raise ModelError(f"a worker says: {error.what}", error.where, error.do) from error
-    return setup, {one: _version(one) for one in ("tilenet", *_PACKAGES, setup.backend)}
+    return setup, {setup.backend: _version(setup.backend)}
 
 
 @contextmanager
@@ -80,7 +88,8 @@ def admitting(
     token = secrets.token_hex(8)
     if elsewhere:
         _copy_model(files, folder)
-    durable.write(folder / _name(token), json.dumps(versions).encode())
+    document = {"elsewhere": elsewhere, "versions": versions}
+    durable.write(folder / _name(token), json.dumps(document).encode())
     try:
         yield token
     finally:
@@ -117,11 +126,14 @@ class Admission:
     ----------
     folder : Path
         The run folder.
+    elsewhere : bool
+        Whether workers may be on other machines.
     versions : dict
         What the run asks for.
     """
 
     folder: Path
+    elsewhere: bool
     versions: Versions
 
     def network(self, files: ModelFiles, setup: Setup) -> tuple[ModelFiles, Setup]:
@@ -163,6 +175,38 @@ class Admission:
                     f"has {package} {found}, the run {needed}", "", "install the same on all"
                 )
 
+    def check_raster(self, raster: RasterInfo, area: Area | None, read_timeout: float) -> None:
+        """Show that this process sees the input, and the same one; of a mosaic, some scenes.
+
+        And the mask, if there is one outside of which nothing is done.
+
+        Raises
+        ------
+        UnfitError
+            It does not.
+        """
+        if not self.elsewhere:
+            return
+        do = "let all workers share that disk"
+        try:
+            if area is not None:
+                area.check()
+        except InputError as error:
+            raise UnfitError(f"does not see the run's: {error.what}", error.where, do) from error
+        if raster.scenes:
+            step = -(-len(raster.scenes) // _SCENES)
+            for name, _ in raster.scenes[::step]:
+                if not (isinstance(named(name), RemoteName) or exists(name)):
+                    raise UnfitError("does not see the input", name, do)
+            return
+        try:
+            with watched(raster.path, read_timeout):
+                found: Raster = open_raster(raster.path, raster.view)
+        except InputError as error:
+            raise UnfitError(f"does not see the input: {error.what}", error.where, do) from error
+        if found.info.fingerprint != raster.fingerprint:
+            raise UnfitError("sees another input than the run", raster.path, do)
+
     @classmethod
     def check_in(cls, folder: Path, token: str) -> Admission:
         """Show that this process sees the run folder and is of the run's version.
@@ -175,7 +219,7 @@ class Admission:
         end = time.monotonic() + _PATIENCE
         while True:
             try:
-                admission = cls(folder, json.loads((folder / _name(token)).read_bytes()))
+                admission = cls(folder, **json.loads((folder / _name(token)).read_bytes()))
                 break
             except OSError as error:
                 if time.monotonic() > end:
@@ -185,27 +229,6 @@ class Admission:
                 time.sleep(0.1)
         admission.check_versions("tilenet", *_PACKAGES)
         return admission
-
-
-def check_raster(raster: RasterInfo, read_timeout: float) -> None:
-    """Show that this process sees the input, and the same one.
-
-    Raises
-    ------
-    UnfitError
-        It does not.
-    """
-    try:
-        with watched(raster.path, read_timeout):
-            found: Raster = open_raster(raster.path, raster.view)
-    except InputError as error:
-        raise UnfitError(
-            f"does not see the input: {error.what}", error.where, "let all workers share that disk"
-        ) from error
-    if found.info.fingerprint != raster.fingerprint:
-        raise UnfitError(
-            "sees another input than the run", raster.path, "let all workers share that disk"
-        )
 
 
 @contextmanager

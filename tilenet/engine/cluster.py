@@ -7,11 +7,14 @@ an in-process cluster, and all other schedulers through the same code on others.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import queue
 import shutil
 import socket
+import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -23,8 +26,8 @@ from urllib.parse import urlsplit
 
 from tilenet import __version__, durable
 from tilenet.engine import counters
-from tilenet.engine.admission import Versions, choose_here
-from tilenet.engine.meter import Spans
+from tilenet.engine.admission import Versions, choose_here, versions_here
+from tilenet.engine.meter import Spans, host_of
 from tilenet.engine.scheduler import (
     JobQueue,
     Scheduler,
@@ -71,7 +74,10 @@ _DEATHS, _PATIENCE = 2, 2
 _HERE = ("local", "processes", "cuda", "slurm", "pbs")  # whose scheduler is on this machine
 _LOOK, _GRACE = 5.0, 30.0  # seconds between looks at the cluster; without workers at the most
 _WAIT, _FILE_WAIT = 60.0, 15.0  # for the first worker; for a scheduler's file
+_SETTLE, _SOON = 60.0, 0.2  # seconds for workers to be there again; between looks
 _RESUMES = "a rerun resumes"
+_JOBS_TOO = {"config_name", "interface", "protocol", "security"}  # keywords of cluster and job
+_ROLES = ("client", "scheduler", "worker")
 _GPU = "GPU"  # the resource (Dask's word) of workers that run networks, if any has it
 _GPU_SHARE = 0.5  # that a task takes: while one computes, the next reads
 
@@ -128,6 +134,12 @@ class Executor(Protocol):
     def handed_out(self) -> None:
         """Note that a run has started its last forward."""
 
+    def be_alone(self) -> None:
+        """Return when no other run has tasks here, nor will have before this one has ended."""
+
+    def beside(self, worker: str) -> tuple[str, ...]:
+        """Return the workers on the host of one, for networks or not; () if that is not known."""
+
     def choose(self, files: ModelFiles, wanted: dict[str, Any]) -> Setup:
         """Let a worker choose what a network runs on."""
 
@@ -165,6 +177,13 @@ class _Threads:
     def handed_out(self) -> None:
         pass
 
+    def be_alone(self) -> None:
+        pass
+
+    def beside(self, worker: str) -> tuple[str, ...]:
+        del worker
+        return ()
+
     def choose(self, files: ModelFiles, wanted: dict[str, Any]) -> Setup:
         return choose_here(files, wanted)[0]
 
@@ -195,6 +214,7 @@ class _Dask:
         self._marked = False  # whether networks run on workers with the resource GPU only
         self.versions: Versions = {}
         self.places: Mapping[str, str] = {}
+        self._beside: dict[str, tuple[str, ...]] = {}
         self.workers = 1
         self._follow()
 
@@ -206,7 +226,11 @@ class _Dask:
             gpus = {a for a, one in every.items() if (one.get("resources") or {}).get(_GPU)}
             self._marked = self._marked or bool(gpus)
             able = gpus if self._marked else set(every)
-            self.places = {address: every[address]["host"] for address in sorted(able)}
+            self.places = {address: host_of(address) for address in sorted(able)}
+            beside: dict[str, list[str]] = {}
+            for address in every:
+                beside.setdefault(host_of(address), []).append(address)
+            self._beside = {host: tuple(found) for host, found in beside.items()}
             self._known = known
             self.workers = max(1, len(self.places))
         return bool(self.places)
@@ -224,7 +248,9 @@ class _Dask:
             options = {"resources": {_GPU: _GPU_SHARE}}
         elif near and len(self._known) > 1:
             options = {"workers": list(near), "allow_other_workers": True}
-        future = self._client.submit(_as_value, function, *arguments, pure=False, **options)
+        # Named by what it does: Dask balances tasks by how long those of their name take.
+        key = f"{getattr(function, 'func', function).__name__}-{uuid.uuid4().hex}"
+        future = self._client.submit(_as_value, function, *arguments, key=key, **options)
         # Fetched beside our own thread, which must neither wait for a worker that is cut off nor
         # ask for each report alone: the client asks for all at once that are done meanwhile.
         return asyncio.run_coroutine_threadsafe(self._fetch(future), self._client.loop.asyncio_loop)
@@ -264,10 +290,33 @@ class _Dask:
     def handed_out(self) -> None:
         pass
 
+    def be_alone(self) -> None:
+        """Wait until our own workers are there again, for what comes now may well kill them.
+
+        One that dies while its nanny (Dask's word for who starts it) still looks on is not always
+        started again.
+        """
+        cluster, until = self._client.cluster, time.monotonic() + _SETTLE
+        nannies = list(getattr(cluster, "workers", {}).values())
+        while time.monotonic() < until and not all(map(_is_settled, nannies)):
+            self.check()
+            time.sleep(_SOON)
+
+    def beside(self, worker: str) -> tuple[str, ...]:
+        return self._beside.get(host_of(worker), ()) if worker else ()
+
     def choose(self, files: ModelFiles, wanted: dict[str, Any]) -> Setup:
         setup: Setup
-        setup, self.versions = self.result(self.submit(choose_here, files, wanted))
+        setup, version = self.result(self.submit(choose_here, files, wanted))
+        self.versions = versions_here() | version
         return setup
+
+
+def _is_settled(worker: Any) -> bool:
+    """Return whether a nanny's worker runs; what has no process of its own always does."""
+    if not hasattr(worker, "process"):
+        return True
+    return worker.process is not None and worker.process.status.name == "running"
 
 
 def _as_value(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -422,7 +471,26 @@ def _local_cluster(found: Scheduler) -> Any:
     return LocalCUDACluster(n_workers=_gpus(), protocol="tcp", device_memory_limit=0, **options)
 
 
-def _job_cluster(found: Scheduler, *, insecure: bool) -> tuple[Any, JobQueue]:
+@contextmanager
+def _keys(folder: Path) -> Iterator[Any]:
+    """Make keys for one run, in files that its jobs can read; yields Dask's security."""
+    import distributed
+
+    try:
+        made = distributed.Security.temporary()
+    except ImportError as error:
+        raise _extra("cryptography", "hpc") from error
+    with tempfile.TemporaryDirectory(prefix=".tilenet-keys-", dir=folder) as place:
+        paths = {}
+        for name, text in made.get_tls_config_for_role("worker").items():
+            if isinstance(text, str) and "\n" in text:
+                paths[name] = str(Path(place) / name)
+                Path(place, name).write_text(text)
+        roles = {f"tls_{role}_{part}": paths[part] for role in _ROLES for part in ("key", "cert")}
+        yield distributed.Security(require_encryption=True, tls_ca_file=paths["ca_file"], **roles)
+
+
+def _job_cluster(found: Scheduler, stack: ExitStack, *, insecure: bool) -> tuple[Any, JobQueue]:
     """Start a scheduler here whose workers are a batch system's jobs."""
     path = Path(found.place)
     job_queue = read_job_queue(path)
@@ -436,20 +504,23 @@ def _job_cluster(found: Scheduler, *, insecure: bool) -> tuple[Any, JobQueue]:
     command = kind.job_cls.submit_command.partition(" ")[0]
     if shutil.which(command) is None:
         raise UsageError(f"{command} is not there", "--scheduler", f"submit where {found.kind} is")
-    keywords: dict[str, Any] = {"shared_temp_directory": str(path.absolute().parent)}
-    keywords |= job_queue.cluster
+    keywords = dict(job_queue.cluster)
     options = {"dashboard_address": "127.0.0.1:0"} | keywords.get("scheduler_options", {})
     keywords["scheduler_options"] = options
+    folder = keywords.pop("shared_temp_directory", path.absolute().parent)
     if not insecure:
-        own = distributed.Security()
-        ready = own.get_connection_args("scheduler").get("ssl_context") is not None
-        keywords |= {"protocol": "tls://", "security": own if ready else True}
+        security = distributed.Security()
+        if security.get_connection_args("scheduler").get("ssl_context") is None:
+            security = stack.enter_context(_keys(Path(folder).expanduser()))
+        keywords |= {"protocol": "tls://", "security": security}
     try:
+        # First a job alone: of a cluster that cannot be made, the remains complain.
+        own = inspect.signature(dask_jobqueue.JobQueueCluster).parameters.keys() - _JOBS_TOO
+        kind.job_cls("", name="", **{key: keywords[key] for key in keywords.keys() - own})
         cluster = kind(**keywords)
-    except (TypeError, ValueError, ImportError) as error:
-        raise UsageError(
-            f"{kind.__name__}: {str(error).partition('job_kwargs=')[0]}", path, "correct [cluster]"
-        ) from error
+    except (TypeError, ValueError) as error:
+        what = str(error).rpartition("__init__() ")[2]
+        raise UsageError(f"{kind.__name__}: {what}", path, "correct [cluster]") from error
     if job_queue.jobs is not None:
         cluster.scale(jobs=job_queue.jobs)
     elif job_queue.adaptive is not None:
@@ -513,7 +584,7 @@ def open_executor(
     quiet_dask()
     with ExitStack() as stack:
         try:
-            target, wait, grace = _target(found, insecure=insecure)
+            target, wait, grace = _target(found, stack, insecure=insecure)
             if not isinstance(target, str):
                 stack.callback(target.close)
             client = distributed.Client(target, timeout=15, set_as_default=report is not None)
@@ -523,7 +594,10 @@ def open_executor(
                 f"no answer: {error}", scheduler, "is the scheduler running?"
             ) from error
         try:
+            # An adaptive cluster without work has no workers.
+            work = client.submit(_introduce, pure=False) if found.elsewhere else None
             client.wait_for_workers(1, timeout=wait)
+            del work
         except TimeoutError as error:
             raise ClusterError("no worker has come", scheduler, "start dask worker") from error
         if found.elsewhere:
@@ -535,7 +609,7 @@ def open_executor(
         yield _Dask(client, patience, elsewhere=found.elsewhere, grace=grace)
 
 
-def _target(found: Scheduler, *, insecure: bool) -> tuple[Any, float, float]:
+def _target(found: Scheduler, stack: ExitStack, *, insecure: bool) -> tuple[Any, float, float]:
     """Start or find a cluster.
 
     Returns
@@ -546,7 +620,7 @@ def _target(found: Scheduler, *, insecure: bool) -> tuple[Any, float, float]:
         Seconds to wait for its first worker, and to be without any later.
     """
     if found.kind in ("slurm", "pbs"):
-        cluster, job_queue = _job_cluster(found, insecure=insecure)
+        cluster, job_queue = _job_cluster(found, stack, insecure=insecure)
         return cluster, job_queue.wait, job_queue.wait
     target: Any = found.place
     if found.kind == "file":

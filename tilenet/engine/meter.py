@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 __all__ = ["Meter", "Spans", "host_of", "peak_rss"]
 
 
+@lru_cache(maxsize=4096)
 def host_of(worker: str) -> str:
     """Return the host in a worker's address; "" for this process."""
     return "" if worker.startswith("inproc:") else urlsplit(worker).hostname or ""

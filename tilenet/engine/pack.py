@@ -49,7 +49,17 @@ from tilenet.stops import is_stopping
 from tilenet.strangers import exists
 from tilenet.watchdog import watched
 
-__all__ = ["ENDINGS", "Job", "PackItem", "Request", "open_job", "pack_task", "plan_for"]
+__all__ = [
+    "ENDINGS",
+    "Job",
+    "PackItem",
+    "Request",
+    "lose_pack",
+    "open_job",
+    "pack_task",
+    "plan_for",
+    "split_pack",
+]
 
 _PACK_PIXELS = 1 << 23  # pixels held at a time; a larger raster is read alone
 _ZARR_SIDE = 4096
@@ -366,6 +376,7 @@ def pack_task(
     pack: list[_Loaded] = []
     if request.meeting is not None:
         _admission(*request.meeting)
+        _look_for_area(request.config)
 
     def flush() -> None:
         _forward(pack, request, spans)
@@ -408,6 +419,26 @@ def pack_task(
 @lru_cache(maxsize=8)
 def _admission(folder: str, token: str) -> Admission:
     return Admission.check_in(Path(folder), token)
+
+
+def _look_for_area(config: PredictConfig) -> None:
+    """Raise UnfitError if this worker does not see the files that say where the work matters."""
+    within = None if config.within in ("none", "auto") else config.within
+    for path in (config.aoi, within):
+        if path is not None and not exists(path):
+            raise UnfitError("does not see", path, "let all workers share that disk")
+
+
+def split_pack(jobs: Iterable[Job], request: Request) -> list[tuple[tuple[Job, ...], Request]]:
+    """Return the arguments of `pack_task` for each raster by itself."""
+    return [((job,), request) for job in jobs]
+
+
+def lose_pack(jobs: Iterable[Job], request: Request) -> tuple[list[PackItem], Spans]:
+    """Return what `pack_task` would of rasters under which workers die."""
+    del request
+    what, do = "every process that worked on it died", "look at the file"
+    return [PackItem(job, error=InputError(what, job.path, do)) for job in jobs], Spans().close()
 
 
 class _noting:

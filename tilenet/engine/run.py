@@ -32,7 +32,6 @@ from tilenet.engine.task import (
     lose_block,
     mend_task,
 )
-from tilenet.errors import ClusterError
 
 __all__ = ["Share", "run_blocks", "run_many"]
 
@@ -43,7 +42,6 @@ _FORWARDS_PER_WORKER = 2
 _TASK_PIXELS, _TASK_BLOCKS = 1 << 21, 64  # of many small blocks: Dask takes 2 ms for a task
 _TASKS_PER_WORKER = 16  # at the least: the last ones leave the other workers idle
 _MAX_JOINS = 16  # or as many as workers
-_JOINS = (join_task, mend_task)
 _MAX_WORKERS = 1 << 16  # that are told apart: a spot fleet may see many come and go
 _PAUSE = 0.5  # seconds between looks for a worker when there is none
 
@@ -210,17 +208,14 @@ class _Tasks:
         self._running: dict[Any, _Task] = {}
         self._suspects: list[_Task] = []
         self._forwards: Counter[str] = Counter()
-        self._joins = 0
+        self._forwarding = self._joins = 0
 
     def submit(
         self, function: Callable[..., Any], blocks: Blocks, *, tries: int = 0, worker: str = ""
     ) -> None:
         """Start a task, best on a worker; a join best on any worker of that one's host."""
-        near: tuple[str, ...] = (worker,) if worker else ()
-        joins = function in _JOINS
-        if worker and joins:
-            host = host_of(worker)
-            near = tuple(one for one in self._executor.places if host_of(one) == host) or near
+        joins = function is not forward_task
+        near = self._executor.beside(worker) if joins else (worker,)
         future = self._executor.submit(
             function, *self._key, blocks, network=function is not join_task, near=near
         )
@@ -229,14 +224,16 @@ class _Tasks:
             self._joins += 1
         else:
             self._forwards[worker] += 1
+            self._forwarding += 1
         future.add_done_callback(self._done.put)
 
     def _ended(self, future: Any) -> _Task:
         task = self._running.pop(future)
-        if task.function in _JOINS:
+        if task.function is not forward_task:
             self._joins -= 1
         else:
             self._forwards[task.worker] -= 1
+            self._forwarding -= 1
         return task
 
     def free(self) -> str | None:
@@ -247,7 +244,7 @@ class _Tasks:
         executor = self._executor
         if self._joins > max(_MAX_JOINS, executor.workers):
             return None
-        if self._forwards.total() >= _FORWARDS_PER_WORKER * executor.workers:
+        if self._forwarding >= _FORWARDS_PER_WORKER * executor.workers:
             return None
         return min(executor.places, key=self._forwards.__getitem__, default=None)
 
@@ -261,6 +258,7 @@ class _Tasks:
             if suspect.tries == self._executor.patience:
                 yield lose_block, suspect.blocks, None
                 return
+            self._executor.be_alone()
             self.submit(suspect.function, suspect.blocks, tries=suspect.tries + 1)
         if not self._running:
             self._executor.check()  # for there is nobody who could do anything
@@ -400,7 +398,11 @@ class _Run:
 
 
 def run_many(
-    executor: Executor, function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]
+    executor: Executor,
+    function: Callable[..., Any],
+    arguments: Iterable[tuple[Any, ...]],
+    split: Callable[..., Iterable[tuple[Any, ...]]],
+    lose: Callable[..., Any],
 ) -> Iterator[Any]:
     """Run one task per tuple of arguments, a bounded number at a time; yield results as they come.
 
@@ -412,22 +414,36 @@ def run_many(
         The task.
     arguments : iterable of tuple
         Read as tasks finish.
+    split : callable
+        From the arguments of a task under which workers died to those of its smallest parts, which
+        are tried one by one when all else is done.
+    lose : callable
+        From the arguments of such a part, under which they die again, to what counts as its result.
     """
     done: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    running, left = 0, iter(arguments)
+    running: dict[Any, tuple[Any, ...]] = {}
+    suspects: list[tuple[Any, ...]] = []
+    left = iter(arguments)
     while True:
-        while running < _FORWARDS_PER_WORKER * executor.workers:
+        while len(running) < _FORWARDS_PER_WORKER * executor.workers:
             values = next(left, None)
             if values is None:
                 break
-            executor.submit(function, *values).add_done_callback(done.put)
-            running += 1
+            future = executor.submit(function, *values)
+            running[future] = values
+            future.add_done_callback(done.put)
         if not running:
-            return
+            break
+        future = next_done(done, executor)
+        values = running.pop(future)
+        try:
+            yield executor.result(future)
+        except WorkersDied:
+            suspects += split(*values)
+    for values in suspects:
+        executor.be_alone()
+        executor.submit(function, *values).add_done_callback(done.put)
         try:
             yield executor.result(next_done(done, executor))
-        except WorkersDied as error:
-            raise ClusterError(
-                "the workers died under a task", "--scheduler", "a rerun resumes"
-            ) from error
-        running -= 1
+        except WorkersDied:
+            yield lose(*values)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tilenet.classes import NODATA
 from tilenet.engine import spill
-from tilenet.engine.admission import Admission, check_raster
+from tilenet.engine.admission import Admission
 from tilenet.engine.block import BlockJob, Forwarded, drive, join
 from tilenet.engine.journal import KILLS, NEIGHBOUR, UNREADABLE, BlockRecord, Invalid
 from tilenet.engine.meter import Spans
@@ -358,15 +358,16 @@ def _worker(file: str, run: str) -> Worker:
 
 
 def _admitted(file: Path, run: str) -> Worker:
-    worker = Worker.at(file, Admission.check_in(file.parent, run))
-    check_raster(worker.plan.raster, worker.plan.read_timeout)
+    admission = Admission.check_in(file.parent, run)
+    worker = Worker.at(file, admission)
+    admission.check_raster(worker.plan.raster, worker.plan.area, worker.plan.read_timeout)
     return worker
 
 
 def forget_run(folder: Path) -> None:
     """Close the input of a run folder's runs that this process has worked on."""
     with _workers_lock:
-        for key in [key for key in _workers if Path(key[0]).parent == folder.resolve()]:
+        for key in [key for key in _workers if Path(key[0]).parent == folder.absolute()]:
             del _workers[key]
 
 
@@ -391,9 +392,9 @@ def join_task(file: str, run: str, blocks: Blocks) -> tuple[list[BlockRecord], S
     return records, spans.close()
 
 
-def mend_task(folder: str, run: str, blocks: Blocks) -> tuple[list[BlockRecord], Spans]:
+def mend_task(file: str, run: str, blocks: Blocks) -> tuple[list[BlockRecord], Spans]:
     """Join blocks of which strips are lost, on a worker that runs the network."""
-    worker, spans = _worker(folder, run), Spans()
+    worker, spans = _worker(file, run), Spans()
     return [_join(worker, block, spans) for block in blocks], spans.close()
 
 

@@ -10,16 +10,13 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
-from tilenet.engine.admission import Versions
-from tilenet.engine.cluster import Executor, WorkersDied
+from tilenet.engine.cluster import Executor
 from tilenet.engine.meter import Spans
 from tilenet.errors import ResourceError
-from tilenet.models.session import Setup
-from tilenet.models.store import ModelFiles
 
 __all__ = ["Work", "take_turns"]
 
@@ -30,17 +27,11 @@ _OPEN = 2
 """Runs that are open at a time: the one that starts forwards, and the one that ends."""
 
 _PATIENCE = 8.0  # seconds that a stop waits for the threads that drive runs
+_LOOK = 0.2
 
 
 class _Stopped(BaseException):
     """Nobody waits for this run any more; it resumes. No Exception, so that nobody notes it."""
-
-
-class _Crowded(BaseException):
-    """Workers died under a task while two runs had tasks there: which is to blame is not known.
-
-    No Exception, as above.
-    """
 
 
 @dataclass(eq=False)
@@ -52,14 +43,16 @@ class _Run:
     stop: threading.Event
     events: queue.SimpleQueue[tuple[_Run, str, Any]]
     note: Callable[[Spans], None]
-    exclusive: bool
-    alone: bool = True
-    has_turn: bool = True
-    patience: int = field(init=False)
-    thread: threading.Thread = field(init=False)
+    exclusive: bool = False
+    """Whether no other run is open, nor will be until this one has ended."""
 
-    def __post_init__(self) -> None:
-        self.patience = self.shared.patience
+    crowded: bool = False
+    """Whether another was open at any time."""
+
+    has_turn: bool = True
+    waits: bool = False
+    permit: threading.Event = field(default_factory=threading.Event)
+    thread: threading.Thread = field(init=False)
 
     def begin(self) -> None:
         # A thread that is stuck in the system does not keep the process from ending.
@@ -68,45 +61,15 @@ class _Run:
 
     def _drive(self) -> None:
         try:
-            self.events.put((self, "returned", self.work(self)))
+            self.events.put((self, "returned", self.work(cast(Executor, self))))
         except BaseException as error:  # the main thread's to judge
             self.events.put((self, "raised", error))
 
-    @property
-    def elsewhere(self) -> bool:
-        return self.shared.elsewhere
-
-    @property
-    def versions(self) -> Versions:
-        return self.shared.versions
-
-    @property
-    def places(self) -> Mapping[str, str]:
-        return self.shared.places
-
-    @property
-    def workers(self) -> int:
-        return self.shared.workers
-
-    def choose(self, files: ModelFiles, wanted: dict[str, Any]) -> Setup:
-        return self.shared.choose(files, wanted)
-
-    def submit(
-        self,
-        function: Callable[..., Any],
-        *arguments: Any,
-        network: bool = True,
-        near: tuple[str, ...] = (),
-    ) -> Any:
-        return self.shared.submit(function, *arguments, network=network, near=near)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.shared, name)
 
     def result(self, future: Any) -> Any:
-        try:
-            found = self.shared.result(future)
-        except WorkersDied as error:
-            if self.alone:
-                raise
-            raise _Crowded from error
+        found = self.shared.result(future)
         self.note(found[1])
         return found
 
@@ -118,14 +81,20 @@ class _Run:
     def handed_out(self) -> None:
         self.events.put((self, "handed out", None))
 
+    def be_alone(self) -> None:
+        self.events.put((self, "wants to be alone", None))
+        while not self.permit.wait(_LOOK):
+            self.check()
+        self.shared.be_alone()
+
 
 def take_turns(
     executor: Executor, works: deque[Work], note: Callable[[Spans], None]
 ) -> Generator[tuple[Work, Any]]:
     """Drive runs; yield each with what it returned, or the error that it raised.
 
-    A run that fails for want of room or memory, or under which workers die, while another is open
-    is driven again when that one has ended: alone, it has what it would have had by itself.
+    A run that fails for want of room or memory while another is open is driven again when that one
+    has ended: alone, it has what it would have had by itself.
 
     Parameters
     ----------
@@ -152,17 +121,19 @@ def take_turns(
                 work = again.popleft() if again else works.popleft()
                 runs.append(_Run(work, executor, stop, events, noting, exclusive))
                 for run in runs:
-                    run.alone = len(runs) == 1 and run.alone
+                    run.crowded |= len(runs) > 1
                 runs[-1].begin()
+            _grant(runs)
             run, what, found = events.get()
             run.has_turn = False
-            if what == "handed out":
-                continue
-            runs.remove(run)
-            if not run.alone and isinstance(found, (_Crowded, ResourceError)):
-                again.append(run.work)
-            else:
-                yield run.work, found
+            if what == "wants to be alone":
+                run.waits = True
+            elif what != "handed out":
+                runs.remove(run)
+                if run.crowded and isinstance(found, ResourceError):
+                    again.append(run.work)
+                else:
+                    yield run.work, found
     finally:
         stop.set()
         until = time.monotonic() + _PATIENCE
@@ -173,5 +144,15 @@ def take_turns(
 def _may_begin(works: deque[Work], again: deque[Work], runs: list[_Run]) -> bool:
     if again:
         return not runs
-    busy = any(run.has_turn or run.exclusive for run in runs)
+    busy = any(run.has_turn or run.waits or run.exclusive for run in runs)
     return bool(works) and len(runs) < _OPEN and not busy
+
+
+def _grant(runs: list[_Run]) -> None:
+    """Let one run be alone when all that are open wait for that, and so have no tasks."""
+    if runs and all(run.waits or run.exclusive for run in runs):
+        # The one that is alone already, if there is one, may ask again.
+        run = next((run for run in runs if run.exclusive), runs[0])
+        if run.waits:
+            run.exclusive, run.waits = True, False
+            run.permit.set()

@@ -33,7 +33,7 @@ from tilenet.sinks.spec import ArrayLayout, MaskSpec
 __all__ = ["MaskStore", "StoredChunk", "document", "documents", "open_store"]
 
 
-_UNREADABLE = (OverflowError,
+_UNREADABLE = (
     RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, zlib.error,
     FileNotFoundError, OverflowError, RecursionError,
 )  # fmt: skip
@@ -259,6 +259,10 @@ def open_store(root: Path) -> MaskStore:
         raise InputError("not a mask made by tilenet", root, "give the folder of a mask") from err
 
 
+_MOST_PACKED = 1000
+"""How many times smaller than itself a document can be."""
+
+
 def documents(root: Path) -> dict[str, bytes]:
     """Return the documents that `MaskStore.finish` put into the store at `root`, by name.
 
@@ -278,7 +282,7 @@ def documents(root: Path) -> dict[str, bytes]:
         if not isinstance(folder, zarr.Group):
             raise TypeError("our documents lie in a group")
         return {
-            name: np.asarray(array[...]).tobytes()
+            name: _content(array, root / "tilenet" / name)
             for name, array in sorted(folder.arrays())
             if name != SEAL
         }
@@ -286,6 +290,14 @@ def documents(root: Path) -> dict[str, bytes]:
         raise VerifyError(
             f"a document cannot be decoded ({err})", root, "run `tilenet verify`"
         ) from err
+
+
+def _content(array: zarr.Array[Any], place: Path) -> bytes:
+    """Return a document's bytes; raises ValueError if no such text could take so few files."""
+    stored = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+    if array.nbytes > _MOST_PACKED * stored:
+        raise ValueError(f"{array.nbytes} bytes of {stored}")
+    return np.asarray(array[...]).tobytes()
 
 
 def document(root: Path, name: str) -> bytes:
@@ -297,8 +309,8 @@ def document(root: Path, name: str) -> bytes:
         If there is none that reads.
     """
     try:
-        array = zarr.open_array(root / "tilenet" / name, mode="r")
-        return np.asarray(array[...]).tobytes()
+        place = root / "tilenet" / name
+        return _content(zarr.open_array(place, mode="r"), place)
     except (*_UNREADABLE, OSError) as err:
         raise InputError("not a mask made by tilenet", root, "give the folder of a mask") from err
 
