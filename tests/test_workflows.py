@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 FLOWS = ROOT / "workflows"
 IMAGE = ROOT / "examples" / "images" / "fluorescence.png"
 
-SCRIPTS = sorted([*FLOWS.rglob("*.sh"), *FLOWS.rglob("*.sbatch"), *ROOT.glob("tests/slurm/*.sh")])
+SCRIPTS = sorted([*FLOWS.rglob("*.sh"), *FLOWS.rglob("*.sbatch"), *ROOT.glob("tests/*/*.sh")])
 RESUMABLE = {6, 9, 130, 143}
 """The exit codes after which a rerun resumes; 7 is done with a warning, the others end it."""
 FINAL = {1, 2, 3, 4, 5, 8}

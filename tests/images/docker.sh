@@ -49,11 +49,12 @@ base() {
     python=${PYTHON:-$(command -v python3.12 || true)}
     [[ -n $python ]] || fail "no Python 3.12 here"
     # Where apt takes its packages from, debootstrap does too.
+    # shellcheck disable=SC2016  # apt's own variable
     mirror=$(apt-get indextargets --format '$(REPO_URI)' "Label: Debian" | head -n 1)
     rm -rf "$root"
     debootstrap --variant=minbase \
         --include=ca-certificates,libbz2-1.0,libffi8,liblzma5,libreadline8,libsqlite3-0,libssl3,zlib1g \
-        "$(. /etc/os-release && echo "$VERSION_CODENAME")" "$root" "$mirror" >"$folder/debootstrap.log"
+        "$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)" "$root" "$mirror" >"$folder/debootstrap.log"
     cp -a "$("$python" -c 'import sys; print(sys.base_prefix)')"/{bin,lib} "$root/usr/local/"
     rm -rf "$root"/usr/local/lib/python3.12/site-packages
     ln -sf python3.12 "$root/usr/local/bin/python"
