@@ -75,6 +75,7 @@ _HERE = ("local", "processes", "cuda", "slurm", "pbs")  # whose scheduler is on 
 _LOOK, _GRACE = 5.0, 30.0  # seconds between looks at the cluster; without workers at the most
 _WAIT, _FILE_WAIT = 60.0, 15.0  # for the first worker; for a scheduler's file
 _SETTLE, _SOON = 60.0, 0.2  # seconds for workers to be there again; between looks
+_NEVER = "1000d"
 _RESUMES = "a rerun resumes"
 _JOBS_TOO = {"config_name", "interface", "protocol", "security"}  # keywords of cluster and job
 _ROLES = ("client", "scheduler", "worker")
@@ -628,6 +629,11 @@ def _target(found: Scheduler, stack: ExitStack, *, insecure: bool) -> tuple[Any,
     elif found.kind == "k8s":
         target = _kubernetes_cluster(found)
     elif not found.elsewhere:
+        import dask
+
+        # Dask looks some time after a worker died, and ends it for good if it is not there just
+        # then, be it that it died once more and is being started again.
+        stack.enter_context(dask.config.set({"distributed.deploy.lost-worker-timeout": _NEVER}))
         target = _local_cluster(found)
     if found.elsewhere:
         address = target if isinstance(target, str) else target.scheduler_address
