@@ -85,11 +85,11 @@ nightly: $(READY) ## segment 500 small slides, five of them broken, and the same
 .PHONY: slurm images workflows
 slurm: $(READY) ## run the SLURM workflows on a real SLURM of this machine (Debian, as root)
 	tests/slurm/cluster.sh install
-	$(BIN)/python -m pytest tests/test_slurm.py
+	$(BIN)/python -m pytest -o faulthandler_timeout=0 tests/test_slurm.py
 
 images: $(READY) ## build docker/ with a real Docker, run the images and compose.yaml (Debian, as root; 20 GB)
 	tests/images/docker.sh install
-	TILENET_IMAGES=bench/images $(BIN)/python -m pytest tests/test_images.py
+	UV=$(UV) TILENET_IMAGES=bench/images $(BIN)/python -m pytest -o faulthandler_timeout=0 tests/test_images.py
 
 workflows: $(READY) ## run the Airflow and Prefect flows, and lint what needs more tools, installed apart
-	UV=$(UV) TILENET_FLOWS=bench/flows $(BIN)/python -m pytest tests/test_workflows.py tests/test_flows.py
+	UV=$(UV) TILENET_FLOWS=bench/flows $(BIN)/python -m pytest -o faulthandler_timeout=0 tests/test_workflows.py tests/test_flows.py

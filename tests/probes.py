@@ -4,6 +4,7 @@ A probe uses its reader the way a user would, and nothing of tilenet's. It answe
 coordinate if its reader has coordinates; what the reader does not know stays None.
 """
 
+import csv
 import json
 import math
 import os
@@ -399,6 +400,31 @@ def read_qgis(path, ask):
         tuple(by_place) if placed else None,
         CRS.from_wkt(wkt) if wkt else None,
     )
+
+
+def process_qgis(path, ask, crs, folder):
+    """Return what QGIS's own command, without a display, samples of a mask at places."""
+    # /usr/bin/qgis_process is Debian's wrapper, which adds an option that the command refuses.
+    program = "/usr/bin/qgis_process.bin"
+    if not Path(program).exists():
+        raise Absent("qgis_process is not installed")
+    points = [
+        {"type": "Feature", "properties": {"n": n}, "geometry": {"type": "Point",
+                                                                 "coordinates": place}}
+        for n, place in enumerate(ask.middles)
+    ]  # fmt: skip
+    named = {"type": "name", "properties": {"name": f"urn:ogc:def:crs:EPSG::{crs.to_epsg()}"}}
+    asked, told = folder / "points.geojson", folder / "sampled.csv"
+    asked.write_text(json.dumps({"type": "FeatureCollection", "crs": named, "features": points}))
+    raster = str(path)
+    if path.is_dir():  # the command takes files only, not GDAL's names of what is in a store
+        raster = str(folder / "mask.vrt")
+        _run(["gdal_translate", "-q", "-of", "VRT", _node(path, "mask"), raster])
+    line = [program, "run", "native:rastersampling", "--", f"INPUT={asked}",
+            f"RASTERCOPY={raster}", "COLUMN_PREFIX=band", f"OUTPUT={told}"]  # fmt: skip
+    _run(line)
+    with told.open(newline="") as file:
+        return tuple(int(row["band1"]) for row in csv.DictReader(file))
 
 
 READERS: dict[str, Probe] = {

@@ -12,7 +12,7 @@ import zarr
 from PIL import Image
 from rasters import picture, write_tif
 
-from tilenet.models.session import _has_cuda
+from tilenet.models.session import has_cuda
 
 # rasterio says so of every plain image that is opened; that is what these are.
 pytestmark = pytest.mark.filterwarnings(
@@ -198,7 +198,7 @@ def test_names_from_strangers_stay_on_one_line(cli, tmp_path, here):
     assert_one_line(done, 3, ["\\x1b[31m"])
 
 
-@pytest.mark.skipif(_has_cuda(), reason="this machine has CUDA")
+@pytest.mark.skipif(has_cuda(), reason="this machine has CUDA")
 @pytest.mark.parametrize("model", ["nuclei", "conv.onnx"])
 def test_cuda_where_there_is_none(cli, here, monkeypatch, model):
     monkeypatch.chdir(here)

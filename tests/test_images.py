@@ -177,6 +177,88 @@ def test_compose_gives_the_exit_code_of_the_job(compose, data):
     assert done.returncode == 3, done.stderr
 
 
+SYSTEMD = """
+FROM tilenet
+USER root
+RUN apt-get update && apt-get install --yes --no-install-recommends systemd
+COPY tilenet@.service tilenet@.timer /etc/systemd/system/
+# Five minutes are too long for a test.
+RUN mkdir /etc/systemd/system/tilenet@.service.d /etc/tilenet \\
+    && printf '[Service]\\nRestartSec=1\\n' > /etc/systemd/system/tilenet@.service.d/soon.conf
+ENTRYPOINT ["/lib/systemd/systemd"]
+CMD ["--log-target=console"]
+"""
+
+
+@pytest.fixture
+def machine(docker, data, tmp_path):
+    """Return a container in which systemd runs: a command, and what it prints."""
+    shutil.copytree(ROOT / "workflows" / "systemd", tmp_path / "units")
+    (tmp_path / "units" / "Dockerfile").write_text(SYSTEMD)
+    docker.build(ROOT / "docker" / "Dockerfile", "tilenet")
+    tag = docker.build(tmp_path / "units" / "Dockerfile", "tilenet-systemd", tmp_path / "units")
+    started = docker(
+        "run", "--detach", "--cap-add=SYS_ADMIN", "--security-opt=seccomp=unconfined",
+        "--security-opt=apparmor=unconfined", "--tmpfs=/run", "--tmpfs=/run/lock", "--tmpfs=/tmp",
+        "--env=container=docker", "--volume=/sys/fs/cgroup/systemd:/sys/fs/cgroup/systemd",
+        f"--volume={SLIDE.parent}:/slides:ro", f"--volume={data}:/data", tag,
+    )  # fmt: skip
+    assert started.returncode == 0, started.stderr
+    container = started.stdout.strip()
+    yield lambda line: docker("exec", container, "sh", "-c", line).stdout.strip()
+    docker("rm", "--force", container)
+
+
+def unit_ended(machine, name):
+    """Wait until a unit has ended; return its result, restarts, and its journal."""
+    shown = {}
+    for _ in range(600):
+        line = machine(f"systemctl show -p ActiveState,Result,NRestarts,ExecMainStatus {name}")
+        shown = dict(one.split("=") for one in line.splitlines())
+        if shown.get("ActiveState") in ("inactive", "failed"):
+            break
+        time.sleep(0.5)
+    figures = [shown[key] for key in ("ActiveState", "Result", "ExecMainStatus", "NRestarts")]
+    return figures, machine(f"journalctl --no-pager -u {name}")
+
+
+@pytest.mark.skipif(
+    not Path("/sys/fs/cgroup/systemd").is_dir(), reason="no cgroup for a systemd in a container"
+)
+def test_systemd_runs_the_unit(machine, data, local):
+    assert machine("systemctl is-system-running --wait") == "running"
+    mixed = data / "mixed"
+    mixed.mkdir()
+    shutil.copy(SLIDE.with_name("fluorescence.png"), mixed)
+    (mixed / "broken.tif").write_bytes(b"II*\0broken")
+    for name, source, out in (
+        ("slide", f"/slides/{SLIDE.name}", "slide.zarr"), ("mixed", "/data/mixed", "masks"),
+        ("broken", "/data/mixed/broken.tif", "broken.zarr"),
+    ):  # fmt: skip
+        options = " ".join(FINE) if name == "slide" else ""
+        lines = f"INPUT={source}\\nOUT=/data/{out}\\nOPTIONS={options}\\n"
+        machine(f"printf '{lines}' > /etc/tilenet/{name}.env")
+    machine("systemctl enable --now tilenet@slide.timer")
+    assert "tilenet@slide.timer" in machine("systemctl list-timers --all --no-pager")
+
+    machine("systemctl start tilenet@slide")
+    while not any(p.stat().st_size for p in (data / ".slide.zarr.tilenet").rglob("journal*")):
+        assert machine("systemctl is-active tilenet@slide") == "active"
+    machine("kill -TERM $(systemctl show -P MainPID tilenet@slide)")
+    figures, _ = unit_ended(machine, "tilenet@slide")
+    assert figures == ["inactive", "success", "0", "1"]  # stopped, and it went on
+    assert pixels(data / "slide.zarr") == local
+    assert json.loads(machine("cat /var/lib/tilenet/slide.json"))["exit_code"] == 0
+
+    machine("systemctl start tilenet@mixed")
+    figures, journal = unit_ended(machine, "tilenet@mixed")
+    assert figures == ["inactive", "success", "7", "0"]
+    assert "some inputs failed" in journal
+    machine("systemctl start tilenet@broken")
+    figures, _ = unit_ended(machine, "tilenet@broken")
+    assert figures == ["failed", "exit-code", "3", "0"]
+
+
 def test_the_steps_of_the_apptainer_definition(docker, local, data, tmp_path):
     """Its sections as a Dockerfile, its arguments put in: what `apptainer build` would run."""
     text = (ROOT / "docker" / "tilenet.def").read_text()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from probes import READERS, Absent, Question, stop_qgis
+from probes import READERS, Absent, Question, process_qgis, stop_qgis
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 
@@ -153,6 +153,18 @@ def test_reader(masks, name, reader):
     except (Absent, ModuleNotFoundError) as absent:
         pytest.skip(str(absent))
     assert TABLE[name][reader] == ("no: " + ", ".join(found) if found else "yes")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n for n in OUTPUTS if OUTPUTS[n].place in ("map", "south-up")
+     and TABLE[n]["QGIS 3.22"] == "yes"],
+)  # fmt: skip
+def test_qgis_process_finds_the_same_classes(masks, name, tmp_path):
+    try:
+        assert process_qgis(masks[name], question(name), UTM, tmp_path) == FOUND
+    except Absent as absent:
+        pytest.skip(str(absent))
 
 
 def test_the_table_is_whole():

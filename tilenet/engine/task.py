@@ -367,7 +367,7 @@ def _admitted(file: Path, run: str) -> Worker:
 def forget_run(folder: Path) -> None:
     """Close the input of a run folder's runs that this process has worked on."""
     with _workers_lock:
-        for key in [key for key in _workers if Path(key[0]).parent == folder.resolve()]:
+        for key in [key for key in _workers if Path(key[0]).parent == folder.absolute()]:
             del _workers[key]
 
 
@@ -392,9 +392,9 @@ def join_task(file: str, run: str, blocks: Blocks) -> tuple[list[BlockRecord], S
     return records, spans.close()
 
 
-def mend_task(folder: str, run: str, blocks: Blocks) -> tuple[list[BlockRecord], Spans]:
+def mend_task(file: str, run: str, blocks: Blocks) -> tuple[list[BlockRecord], Spans]:
     """Join blocks of which strips are lost, on a worker that runs the network."""
-    worker, spans = _worker(folder, run), Spans()
+    worker, spans = _worker(file, run), Spans()
     return [_join(worker, block, spans) for block in blocks], spans.close()
 
 
