@@ -247,7 +247,9 @@ class _Dask:
         if network and self._marked:
             # Without `near`: where those workers are gone, Dask would forget the resource too.
             options = {"resources": {_GPU: _GPU_SHARE}}
-        elif near and len(self._known) > 1:
+        elif near and self.elsewhere and len(self._known) > 1:
+            # Not on one machine, where it gains nothing: while no worker is there, Dask holds a
+            # task that names others for ever.
             options = {"workers": list(near), "allow_other_workers": True}
         # Named by what it does: Dask balances tasks by how long those of their name take.
         key = f"{getattr(function, 'func', function).__name__}-{uuid.uuid4().hex}"
