@@ -293,7 +293,7 @@ def _predict_one(
     setup = None if known is None else known.setup
     with _cluster(config) as cluster:
         request = _request(config, setup, _scenes(found, config), cluster)
-        return _run_one(found[0], out, request, progress, cluster)
+        return _run_one(found[0], out, request, progress, cluster=cluster)
 
 
 def _seen(jobs: list[Job], cluster: Executor | None) -> list[Job]:
@@ -327,8 +327,8 @@ def _run_one(
     out: Path,
     request: Request,
     progress: Progress,
-    cluster: Executor | None,
     copy: Copy | None = None,
+    cluster: Executor | None = None,
 ) -> PredictResult:
     clock, config = _Clock(), request.config
     item, spans = _pack_one(Job(source.path, out), request, cluster)
@@ -411,7 +411,7 @@ def _predict_copied(
     # What is in the scratch folder by then is this plan's.
     here = replace(request, config=config.model_copy(update={"overwrite": False}))
     with place.owned(plan, overwrite=config.overwrite) as mirror:
-        result = _run_one(source, place.local, here, progress, cluster, mirror)
+        result = _run_one(source, place.local, here, progress, mirror, cluster)
         mirror.finish(place.local, plan.zarr_format)
     [run] = result.runs
     return _result(replace(run, output=str(place.place)), clock)

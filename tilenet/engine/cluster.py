@@ -12,10 +12,13 @@ import queue
 import shutil
 import socket
 import tempfile
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.metadata import version
 from ipaddress import ip_address
 from pathlib import Path
@@ -173,6 +176,66 @@ class _Threads:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
+class _Handle:
+    """A task with Dask; it may be handed in once more.
+
+    Dask forgets tasks that had best be done by workers that are gone, if they wait while nobody
+    else is there: they are not given to those that come.
+
+    Parameters
+    ----------
+    submit : callable
+        Takes Dask's options and returns its future.
+    options : dict
+        What the task had best have.
+    look : callable
+        Called every now and then while a result is waited for.
+    """
+
+    def __init__(
+        self, submit: Callable[..., Any], options: dict[str, Any], look: Callable[[], None]
+    ) -> None:
+        self._submit, self._look = submit, look
+        self.near: frozenset[str] = frozenset(options.get("workers", ()))
+        self._act: Callable[[Any], None] | None = None
+        self._lock = threading.Lock()
+        self._future = submit(**options)
+
+    @property
+    def key(self) -> str:
+        """Dask's name for it."""
+        return str(self._future.key)
+
+    def add_done_callback(self, act: Callable[[Any], None]) -> None:
+        """Call `act`, once, when the task is done."""
+        self._act = act
+        self._future.add_done_callback(self._done)
+
+    def _done(self, future: Any) -> None:
+        with self._lock:
+            if future.key != self.key or self._act is None:
+                return
+            act, self._act = self._act, None
+        act(self)
+
+    def renew(self) -> None:
+        """Hand the task in again, for anybody."""
+        self.near = frozenset()
+        with self._lock:
+            self._future = self._submit()
+            waited_for = self._act is not None
+        if waited_for:
+            self._future.add_done_callback(self._done)
+
+    def result(self) -> Any:
+        """Wait for what the task gave; it may have been lost, and be made again."""
+        while True:
+            try:
+                return self._future.result(timeout=_LOOK)
+            except TimeoutError:
+                self._look()
+
+
 class _Dask:
     """Tasks on a Dask cluster.
 
@@ -193,6 +256,7 @@ class _Dask:
         self._grace = grace
         self._looked = self._alive = time.monotonic()
         self._known: set[str] = set()
+        self._handles: weakref.WeakSet[_Handle] = weakref.WeakSet()
         self._marked = False  # whether networks run on workers with the resource GPU only
         self.versions: Versions = {}
         self.places: Mapping[str, str] = {}
@@ -230,7 +294,21 @@ class _Dask:
             options = {"resources": {_GPU: _GPU_SHARE}}
         elif near and len(self._known) > 1:
             options = {"workers": list(near), "allow_other_workers": True}
-        return self._client.submit(_as_value, function, *arguments, pure=False, **options)
+        submit = partial(self._client.submit, _as_value, function, *arguments, pure=False)
+        if "workers" not in options:
+            return _Handle(partial(submit, **options), {}, self.check)
+        handle = _Handle(submit, options, self.check)
+        self._handles.add(handle)
+        return handle
+
+    def _renew_forgotten(self) -> None:
+        """Hand in again what waits for workers that are gone."""
+        left = {one.key: one for one in list(self._handles) if one.near.isdisjoint(self._known)}
+        if left := {key: one for key, one in left.items() if one.near}:
+            status = self._client.sync(self._client.scheduler.get_task_status, keys=list(left))
+            for key, handle in left.items():
+                if status.get(key) == "no-worker":
+                    handle.renew()
 
     def result(self, future: Any) -> Any:
         try:
@@ -254,6 +332,8 @@ class _Dask:
         self._looked = now
         try:
             alive = self._client.status == "running" and self._follow()
+            if alive:
+                self._renew_forgotten()
         except (OSError, TimeoutError):  # the connection is being lost
             alive = False
         if alive:
