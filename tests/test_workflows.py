@@ -1,7 +1,7 @@
-"""The files of `workflows/` and `docker/`: each validated by its own tool, and run where it can be.
+"""The files of `workflows/`: each validated by its own tool, and run where it can be.
 
-What needs heavier tools (Airflow, Prefect, the Dask operator, builds of the images) is in
-`make workflows`, and SLURM in `make slurm`.
+What needs heavier tools is in `make workflows` (Airflow, Prefect, the Dask operator, linters of
+images), `make slurm` and `make images`.
 """
 
 import ast
@@ -277,7 +277,7 @@ def test_container_commands_run(name, which, shell, inputs, tmp_path):
         assert len(document["runs"]) == 1
 
 
-# Flows in Python, and images
+# Flows in Python
 
 
 @pytest.mark.parametrize("name", ["airflow", "prefect"])
@@ -291,11 +291,3 @@ def test_flows_know_the_exit_codes(name):
     assert set(found["RESUMABLE"]) == RESUMABLE
     assert found["SOME_FAILED"] == 7
 
-
-@needs("hadolint")
-@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cuda"])
-def test_dockerfiles(name):
-    done = subprocess.run(
-        ["hadolint", ROOT / "docker" / name], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout
