@@ -377,48 +377,6 @@ def test_a_signal_ends_a_pack(model, environment, tmp_path):
     assert "interrupted" in err
 
 
-KILLER = """
-import os
-from tilenet.engine import cluster
-cluster._GRACE = 200  # where others work too, it takes long until a worker is there again
-from tilenet.sources.raster import Raster
-read = Raster.read
-def deadly(self, window, *rest):
-    deadly = (window.row, window.col) == (128, 128) and self.info.path.endswith("1.tif")
-    if deadly or self.info.path.endswith("small.png"):
-        os.kill(os.getpid(), 9)
-    return read(self, window, *rest)
-Raster.read = deadly
-"""
-
-
-def test_what_kills_its_workers_costs_its_raster_only(scenes, model, alone, environment, tmp_path):
-    """One block of a large raster, and a small one that shares a task with others."""
-    folder = tmp_path / "in"
-    shutil.copytree(scenes, folder)
-    write_image(folder / "small.png", picture(40, 50))
-    (tmp_path / "sitecustomize.py").write_text(KILLER)
-    path = os.pathsep.join([str(tmp_path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    done = subprocess.run(
-        [sys.executable, "-m", "tilenet", *map(str, arguments(folder, tmp_path / "m", model)),
-         "--json", "--scheduler", "processes:2"],
-        env={**environment, "PYTHONPATH": path}, capture_output=True, text=True, timeout=280,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 7, done.stderr
-    result = json.loads(done.stdout)
-    assert [(Path(one["input"]).name, one["code"]) for one in result["failed"]] == [
-        ("1.tif", 7), ("small.png", 3)
-    ]  # fmt: skip
-    assert "every process that worked on it died" in result["failed"][1]["error"]
-    assert {Path(run["input"]).name: run["blocks_invalid"] for run in result["runs"]} == {
-        "0.tif": [], "1.tif": [4, 5], "2.tif": [], "3.tif": [],
-    }  # fmt: skip
-    assert {k: v for k, v in made(tmp_path / "m").items() if k != 1} == {
-        k: v for k, v in alone.items() if k != 1
-    }
-
-
 class TestFolderLock:
     def test_a_second_run_is_refused_at_once(self, cli, scenes, model, tmp_path):
         with folder_locked(tmp_path / "m"):

@@ -24,6 +24,7 @@ from tilenet.engine.lease import Lease
 from tilenet.engine.objects import Objects
 from tilenet.engine.pack import Job
 from tilenet.errors import OutputError, ResourceError, UsageError
+from tilenet.events import Tracker
 from tilenet.sources import RemoteName, find_inputs
 
 OUT = "s3://bucket/some/m.zarr"
@@ -266,7 +267,13 @@ def test_what_a_crash_leaves_at_the_end(bucket, expected, models, source, tmp_pa
     request = _request(here, None)
     plan = _plan_of(Job(source, place.local), request)
     with place.owned(plan, overwrite=False) as mirror:
-        _run_one(find_inputs([source], place.local)[0], place.local, request, print, mirror)
+        _run_one(
+            find_inputs([source], place.local)[0],
+            place.local,
+            request,
+            Tracker(print, print),
+            mirror,
+        )
     assert place.local.is_dir()
     left = content(bucket)
     [run] = predict([source], OUT, config).runs
@@ -442,7 +449,7 @@ def test_a_run_stops_where_it_is_taken_over(bucket, models, source, tmp_path):
     place = RemoteOutput(RemoteName(OUT), tmp_path / "scratch", interval=0.05)
     found = find_inputs([source], tmp_path / "x")
     with pytest.raises(OutputError, match="taken over"):
-        _predict_remote(found, place, configured(models, tmp_path), progress)
+        _predict_remote(found, place, configured(models, tmp_path), Tracker(progress, print))
     left = content(bucket)
     assert f"{RUN}/owner" in left
     assert "some/m.zarr/.zgroup" not in left

@@ -290,4 +290,3 @@ def test_flows_know_the_exit_codes(name):
     }
     assert set(found["RESUMABLE"]) == RESUMABLE
     assert found["SOME_FAILED"] == 7
-

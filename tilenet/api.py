@@ -343,7 +343,7 @@ def _predict_one(
     with _cluster(config) as cluster:
         request = _request(config, setup, _scenes(found, config), cluster)
         if config.part is None:
-            return _run_one(found[0], out, request, tracker, cluster)
+            return _run_one(found[0], out, request, tracker, cluster=cluster)
         return _run_part(found[0], out, request, config.part, tracker, cluster)
 
 
@@ -359,7 +359,7 @@ def _run_part(
     clock, plan = _Clock(), _plan_of(Job(source.path, out), request)
     own = part.range_of(plan.lattice.blocks)
     if plan.lattice.blocks == 1 and own:
-        result = _run_one(source, out, request, tracker, cluster)
+        result = _run_one(source, out, request, tracker, cluster=cluster)
         return replace(result, runs=tuple(replace(run, part=str(part)) for run in result.runs))
     _say_notes([plan])
     _say_plan(plan)
@@ -415,8 +415,8 @@ def _run_one(
     out: Path,
     request: Request,
     tracker: Tracker,
-    cluster: Executor | None,
     copy: Copy | None = None,
+    cluster: Executor | None = None,
 ) -> PredictResult:
     clock, config = _Clock(), request.config
     item, spans = _pack_one(Job(source.path, out), request, cluster)
@@ -504,7 +504,7 @@ def _predict_copied(
     # What is in the scratch folder by then is this plan's.
     here = replace(request, config=config.model_copy(update={"overwrite": False}))
     with place.owned(plan, overwrite=config.overwrite) as mirror:
-        result = _run_one(source, place.local, here, tracker, cluster, mirror)
+        result = _run_one(source, place.local, here, tracker, mirror, cluster)
         mirror.finish(place.local, plan.zarr_format)
     [run] = result.runs
     return _result(replace(run, output=str(place.place)), clock)

@@ -75,6 +75,7 @@ _HERE = ("local", "processes", "cuda", "slurm", "pbs")  # whose scheduler is on 
 _LOOK, _GRACE = 5.0, 30.0  # seconds between looks at the cluster; without workers at the most
 _WAIT, _FILE_WAIT = 60.0, 15.0  # for the first worker; for a scheduler's file
 _SETTLE, _SOON = 60.0, 0.2  # seconds for workers to be there again; between looks
+_NEVER = "1000d"
 _RESUMES = "a rerun resumes"
 _JOBS_TOO = {"config_name", "interface", "protocol", "security"}  # keywords of cluster and job
 _ROLES = ("client", "scheduler", "worker")
@@ -211,6 +212,7 @@ class _Dask:
         self._grace = grace
         self._looked = self._alive = time.monotonic()
         self._known: set[str] = set()
+        self._near: dict[str, tuple[frozenset[str], asyncio.Event]] = {}
         self._marked = False  # whether networks run on workers with the resource GPU only
         self.versions: Versions = {}
         self.places: Mapping[str, str] = {}
@@ -246,17 +248,55 @@ class _Dask:
         if network and self._marked:
             # Without `near`: where those workers are gone, Dask would forget the resource too.
             options = {"resources": {_GPU: _GPU_SHARE}}
-        elif near and len(self._known) > 1:
+        elif near and self.elsewhere and len(self._known) > 1:
+            # Not on one machine, where it gains nothing: while no worker is there, Dask holds a
+            # task that names others for ever.
             options = {"workers": list(near), "allow_other_workers": True}
         # Named by what it does: Dask balances tasks by how long those of their name take.
-        key = f"{getattr(function, 'func', function).__name__}-{uuid.uuid4().hex}"
-        future = self._client.submit(_as_value, function, *arguments, key=key, **options)
+        name = getattr(function, "func", function).__name__
+
+        def submit(**options: Any) -> Any:
+            key = f"{name}-{uuid.uuid4().hex}"
+            return self._client.submit(_as_value, function, *arguments, key=key, **options)
+
+        future, forgotten = submit(**options), None
+        if "workers" in options:
+            forgotten = asyncio.Event()
+            self._near[future.key] = frozenset(near), forgotten
         # Fetched beside our own thread, which must neither wait for a worker that is cut off nor
         # ask for each report alone: the client asks for all at once that are done meanwhile.
-        return asyncio.run_coroutine_threadsafe(self._fetch(future), self._client.loop.asyncio_loop)
+        fetching = (
+            self._fetch(future) if forgotten is None else self._renew(future, forgotten, submit)
+        )
+        return asyncio.run_coroutine_threadsafe(fetching, self._client.loop.asyncio_loop)
 
     async def _fetch(self, future: Any) -> Any:
         return await self._client.gather(future, asynchronous=True)
+
+    async def _renew(self, future: Any, forgotten: asyncio.Event, submit: Callable[[], Any]) -> Any:
+        """Fetch what a task gives; hand it in again, for anybody, if Dask forgets it.
+
+        It does so with tasks that had best be done by workers that are gone, if they wait while
+        nobody else is there: they are not given to those that come.
+        """
+        result = asyncio.ensure_future(self._fetch(future))
+        notice = asyncio.ensure_future(forgotten.wait())
+        try:
+            await asyncio.wait({result, notice}, return_when=asyncio.FIRST_COMPLETED)
+            return await (result if result.done() else self._fetch(submit()))
+        finally:
+            self._near.pop(future.key, None)
+            result.cancel()
+            notice.cancel()
+
+    def _find_forgotten(self) -> None:
+        """Look for tasks that wait for workers that are gone."""
+        left = {k: one for k, (near, one) in list(self._near.items()) if not near & self._known}
+        if left:
+            status = self._client.sync(self._client.scheduler.get_task_status, keys=list(left))
+            for key, forgotten in left.items():
+                if status.get(key) == "no-worker":
+                    self._client.loop.asyncio_loop.call_soon_threadsafe(forgotten.set)
 
     def result(self, future: Any) -> Any:
         try:
@@ -280,6 +320,8 @@ class _Dask:
         self._looked = now
         try:
             alive = self._client.status == "running" and self._follow()
+            if alive:
+                self._find_forgotten()
         except (OSError, TimeoutError):  # the connection is being lost
             alive = False
         if alive:
@@ -628,6 +670,11 @@ def _target(found: Scheduler, stack: ExitStack, *, insecure: bool) -> tuple[Any,
     elif found.kind == "k8s":
         target = _kubernetes_cluster(found)
     elif not found.elsewhere:
+        import dask
+
+        # Dask looks some time after a worker died, and ends it for good if it is not there just
+        # then, be it that it died once more and is being started again.
+        stack.enter_context(dask.config.set({"distributed.deploy.lost-worker-timeout": _NEVER}))
         target = _local_cluster(found)
     if found.elsewhere:
         address = target if isinstance(target, str) else target.scheduler_address
