@@ -32,6 +32,7 @@ start() {
     local folder=$1
     mkdir -p "$folder"
     alive "$folder" && return
+    iptables-save >"$folder/iptables" # dockerd changes them, and leaves them so
     dockerd --host="unix://$folder/socket" --data-root="$folder/data" --exec-root="$folder/run" \
         --pidfile="$folder/pid" --bip=10.213.7.1/24 >"$folder/log" 2>&1 </dev/null &
     disown
@@ -75,10 +76,13 @@ stop() {
     alive "$folder" || return 0
     kill "$(<"$folder/pid")"
     for _ in $(seq 100); do
-        alive "$folder" || return 0
+        alive "$folder" || break
         sleep 0.2
     done
-    fail "dockerd does not stop"
+    alive "$folder" && fail "dockerd does not stop"
+    iptables-restore "$folder/iptables"
+    ip link delete docker0 2>/dev/null || true
+    umount "$folder"/run/netns/* 2>/dev/null || true
 }
 
 [[ $# -eq 2 || ${1:-} == install ]] || fail "say install, start FOLDER, base FOLDER or stop FOLDER"
