@@ -99,7 +99,10 @@ class Executor(Protocol):
     """What workers must be of; {} if all run one installation."""
 
     places: Mapping[str, str]
-    """The workers that run networks, as far as is known, and the host of each."""
+    """The workers that run networks, as far as is known, and the host of each.
+
+    One without a name, if all are on this machine.
+    """
 
     def submit(
         self,
@@ -261,7 +264,7 @@ class _Dask:
         self.versions: Versions = {}
         self.places: Mapping[str, str] = {}
         self._beside: dict[str, tuple[str, ...]] = {}
-        self.workers = 1
+        self.workers, self._able = 1, False
         self._follow()
 
     def _follow(self) -> bool:
@@ -272,14 +275,17 @@ class _Dask:
             gpus = {a for a, one in every.items() if (one.get("resources") or {}).get(_GPU)}
             self._marked = self._marked or bool(gpus)
             able = gpus if self._marked else set(every)
+            self.workers = max(1, len(able))
+            self._able = bool(able)
+            if not self.elsewhere:  # one machine, and Dask spreads what it is given
+                able = {""} if able else set()
             self.places = {address: host_of(address) for address in sorted(able)}
             beside: dict[str, list[str]] = {}
             for address in every:
                 beside.setdefault(host_of(address), []).append(address)
             self._beside = {host: tuple(found) for host, found in beside.items()}
             self._known = known
-            self.workers = max(1, len(self.places))
-        return bool(self.places)
+        return self._able
 
     def submit(
         self,
@@ -292,7 +298,7 @@ class _Dask:
         if network and self._marked:
             # Without `near`: where those workers are gone, Dask would forget the resource too.
             options = {"resources": {_GPU: _GPU_SHARE}}
-        elif near and len(self._known) > 1:
+        elif near and self.elsewhere and len(self._known) > 1:
             options = {"workers": list(near), "allow_other_workers": True}
         submit = partial(self._client.submit, _as_value, function, *arguments, pure=False)
         if "workers" not in options:
@@ -342,7 +348,7 @@ class _Dask:
             raise ClusterError("the workers or the scheduler are gone", "--scheduler", _RESUMES)
 
     def beside(self, worker: str) -> tuple[str, ...]:
-        return self._beside.get(host_of(worker), ()) if worker else ()
+        return self._beside.get(host_of(worker), ()) if worker and self.elsewhere else ()
 
     def choose(self, files: ModelFiles, wanted: dict[str, Any]) -> Setup:
         setup: Setup
