@@ -476,6 +476,31 @@ def test_workers_come_and_go(models, tmp_path, environment, monkeypatch, reports
     assert np.array_equal(mask(tmp_path / "x.zarr"), mask(tmp_path / "expected.zarr"))
 
 
+def test_all_workers_go_and_another_comes(models, tmp_path, environment, monkeypatch, reports):
+    """Dask forgets what had best go to those that are gone; it is handed in again."""
+    monkeypatch.setattr(cluster, "_LOOK", 0.5)
+    scene = write_tif(tmp_path / "scene.tif", picture(600, 600))
+    model = models / "positional.onnx"
+    segment(scene, tmp_path / "expected.zarr", model)
+    reports.clear()
+    with clusters.cluster(tmp_path / "dask", environment) as found:
+        workers = [found.worker(), found.worker(host="127.0.0.2")]
+        wait_for(lambda: count_workers(found) == 2)
+
+        def change():
+            wait_for(lambda: len(reports) > 8)
+            for worker in workers:
+                worker.kill()
+            found.worker(host="127.0.0.3")
+
+        changing = threading.Thread(target=change)
+        changing.start()
+        segment(scene, tmp_path / "x.zarr", model, scheduler=found.address)
+        changing.join()
+    assert "127.0.0.3" in {host_of(spans.worker) for spans in reports}
+    assert np.array_equal(mask(tmp_path / "x.zarr"), mask(tmp_path / "expected.zarr"))
+
+
 # -- what it shows
 
 

@@ -103,7 +103,10 @@ class Executor(Protocol):
 
     @property
     def places(self) -> Mapping[str, str]:
-        """The workers that run networks, as far as is known, and the host of each."""
+        """The workers that run networks, as far as is known, and the host of each.
+
+        One without a name, if all are on this machine.
+        """
 
     def submit(
         self,
@@ -217,7 +220,7 @@ class _Dask:
         self.versions: Versions = {}
         self.places: Mapping[str, str] = {}
         self._beside: dict[str, tuple[str, ...]] = {}
-        self.workers = 1
+        self.workers, self._able = 1, False
         self._follow()
 
     def _follow(self) -> bool:
@@ -228,14 +231,17 @@ class _Dask:
             gpus = {a for a, one in every.items() if (one.get("resources") or {}).get(_GPU)}
             self._marked = self._marked or bool(gpus)
             able = gpus if self._marked else set(every)
+            self.workers = max(1, len(able))
+            self._able = bool(able)
+            if not self.elsewhere:  # one machine, and Dask spreads what it is given
+                able = {""} if able else set()
             self.places = {address: host_of(address) for address in sorted(able)}
             beside: dict[str, list[str]] = {}
             for address in every:
                 beside.setdefault(host_of(address), []).append(address)
             self._beside = {host: tuple(found) for host, found in beside.items()}
             self._known = known
-            self.workers = max(1, len(self.places))
-        return bool(self.places)
+        return self._able
 
     def submit(
         self,
@@ -249,8 +255,7 @@ class _Dask:
             # Without `near`: where those workers are gone, Dask would forget the resource too.
             options = {"resources": {_GPU: _GPU_SHARE}}
         elif near and self.elsewhere and len(self._known) > 1:
-            # Not on one machine, where it gains nothing: while no worker is there, Dask holds a
-            # task that names others for ever.
+            # On one machine it gains nothing.
             options = {"workers": list(near), "allow_other_workers": True}
         # Named by what it does: Dask balances tasks by how long those of their name take.
         name = getattr(function, "func", function).__name__
@@ -345,7 +350,7 @@ class _Dask:
             time.sleep(_SOON)
 
     def beside(self, worker: str) -> tuple[str, ...]:
-        return self._beside.get(host_of(worker), ()) if worker else ()
+        return self._beside.get(host_of(worker), ()) if worker and self.elsewhere else ()
 
     def choose(self, files: ModelFiles, wanted: dict[str, Any]) -> Setup:
         setup: Setup
