@@ -1,10 +1,12 @@
 """How a run grows with its workers: `make bench-scaling`, or `scaling.py FOLDER [--only idle]`.
 
-A real scheduler, real worker processes, the real command. Their network sleeps for as long as a
-real one computes, and gives one answer (`tests/sleeping.py`), so that 32 workers fit on two cores;
-reading, sums, strips, chunks, journal and every fsync are real. Then what the scheduler and the
-command cost for 10⁵ blocks whose tasks do nothing, what a block does to the file system, and what
-follows from these for a thousand workers. Written as JSON with the machine and the versions.
+A real scheduler, real workers in processes of their own, the real command. Their network sleeps for
+as long as a real one computes, and gives one answer (`tests/sleeping.py`), so that 32 workers fit
+on two cores; reading, sums, strips, chunks, journal and every fsync are real. Dask's profiler,
+which wakes every worker 100 times a second, is off: its workers have cores of their own.
+
+Then what the scheduler and the command cost for 10⁵ blocks whose tasks do nothing, and what a block
+does to the file system. Written as JSON with the machine and the versions.
 """
 
 from __future__ import annotations
@@ -82,36 +84,45 @@ def rss_mib(pid: int, key: str = "VmRSS") -> float:
     raise AssertionError(key)
 
 
+def pss_mib(pid: int) -> float:
+    """Return the memory of a process, what it shares with others by its share."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return next(int(x.split()[1]) for x in text.splitlines() if x.startswith("Pss:")) / 1024
+
+
 @contextmanager
 def cluster(folder: Path, workers: int, preload: Path, **more: str) -> Iterator[Cluster]:
-    """Start a scheduler and workers as one does by hand."""
-    file = folder / "scheduler.json"
+    """Start a scheduler as one does by hand, and workers (`workers.py`)."""
+    file, log = folder / "scheduler.json", folder / "cluster.log"
     file.unlink(missing_ok=True)
-    common = ["--scheduler-file", str(file), "--host", "127.0.0.1", "--no-dashboard"]
-    worker = ["worker", *common, "--nthreads", "3", "--memory-limit", "0", "--no-nanny"]
-    worker += ["--local-directory", str(folder / "local"), "--preload", str(preload)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **more}
-    parts: list[subprocess.Popen[bytes]] = []
-    with (folder / "cluster.log").open("wb") as log:
+    environment["DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED"] = "false"
+    line = ["-m", "dask", "scheduler", "--scheduler-file", str(file), "--no-dashboard"]
+    line += ["--host", "127.0.0.1", "--port", "0"]
+    parts: list[subprocess.Popen[str]] = []
+    with log.open("w") as said:
 
-        def start(line: list[str]) -> int:
-            whole = [sys.executable, "-m", "dask", *line]
-            parts.append(subprocess.Popen(whole, stdout=log, stderr=log, env=environment))
-            return parts[-1].pid
+        def start(line: list[str], stdout: Any) -> subprocess.Popen[str]:
+            parts.append(
+                subprocess.Popen(
+                    [sys.executable, *line], stdout=stdout, stderr=said, env=environment, text=True
+                )
+            )
+            return parts[-1]
 
         try:
-            start(["scheduler", *common, "--port", "0"])
+            scheduler = start(line, said)
             wait_for(file.exists)
-            for _ in range(workers):
-                start(worker)
-            wait_for(
-                lambda: (folder / "cluster.log").read_text().count("Register worker") >= workers
-            )
             address = json.loads(file.read_text())["address"]
-            yield Cluster(address, parts[0].pid, [part.pid for part in parts[1:]])
+            line = [str(HERE / "workers.py"), address, str(workers), str(folder / "local")]
+            many = start([*line, str(preload)], subprocess.PIPE)
+            assert many.stdout is not None
+            pids = [int(pid) for pid in many.stdout.readline().split()]
+            wait_for(lambda: log.read_text().count("Register worker") >= workers)
+            yield Cluster(address, scheduler.pid, pids)
         finally:
             for part in reversed(parts):
-                part.send_signal(signal.SIGKILL)
+                part.send_signal(signal.SIGTERM)
                 part.wait()
 
 
@@ -158,15 +169,15 @@ def sleeping(folder: Path, count: int, per_worker: int, sleep: float) -> dict[st
     value = f"{sleep}:constant"
     with cluster(folder, count, HERE.parent / "sleeping.py", TILENET_SLEEP=value) as found:
         line += ["--scheduler", found.address]
-        # The first run makes the workers import and open what they need, on cores of their own
-        # in a real cluster, one after the other here.
+        # The first run makes the workers open what they need: on cores of their own in a real
+        # cluster, on two here.
         predict(sparse(folder, 2 * BLOCK, 2 * count * BLOCK), model, out, *line)
         before, start = found.cpu(), time.perf_counter()
         raster = sparse(folder, count * BLOCK, per_worker * BLOCK)
         run, command = predict(raster, model, out, *line)
         process = time.perf_counter() - start
         scheduler, workers = (b - a for a, b in zip(before, found.cpu(), strict=True))
-        memory = sum(map(rss_mib, found.workers))
+        memory = sum(map(pss_mib, found.workers))
     blocks, ideal = run["blocks"], run["tiles_forwarded"] * sleep / count
     return {
         "workers": count, "blocks": blocks, "ideal": ideal, "seconds": run["seconds"],
@@ -174,7 +185,9 @@ def sleeping(folder: Path, count: int, per_worker: int, sleep: float) -> dict[st
         "command_cpu_ms_per_block": 1000 * command / blocks,
         "scheduler_cpu_ms_per_block": 1000 * scheduler / blocks,
         "worker_cpu_ms_per_block": 1000 * workers / blocks,
-        "cores_used": (command + scheduler + workers) / process, "workers_rss_mib": memory,
+        "read_ms_per_block": 1000 * run["read_seconds"] / blocks,
+        "write_ms_per_block": 1000 * run["write_seconds"] / blocks,
+        "cores_used": (command + scheduler + workers) / process, "workers_pss_mib": memory,
     }  # fmt: skip
 
 
