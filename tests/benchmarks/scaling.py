@@ -181,6 +181,7 @@ def sleeping(folder: Path, count: int, per_worker: int, sleep: float) -> dict[st
     blocks, ideal = run["blocks"], run["tiles_forwarded"] * sleep / count
     return {
         "workers": count, "blocks": blocks, "ideal": ideal, "seconds": run["seconds"],
+        "forward_seconds": run["forward_seconds"],
         "process_seconds": process, "efficiency": ideal / run["seconds"],
         "command_cpu_ms_per_block": 1000 * command / blocks,
         "scheduler_cpu_ms_per_block": 1000 * scheduler / blocks,

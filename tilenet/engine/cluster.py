@@ -12,6 +12,7 @@ import queue
 import shutil
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -224,7 +225,9 @@ class _Dask:
             options = {"resources": {_GPU: _GPU_SHARE}}
         elif near and len(self._known) > 1:
             options = {"workers": list(near), "allow_other_workers": True}
-        future = self._client.submit(_as_value, function, *arguments, pure=False, **options)
+        # Named by what it does: Dask balances tasks by how long those of their name take.
+        key = f"{function.__name__}-{uuid.uuid4().hex}"
+        future = self._client.submit(_as_value, function, *arguments, key=key, **options)
         # Fetched beside our own thread, which must neither wait for a worker that is cut off nor
         # ask for each report alone: the client asks for all at once that are done meanwhile.
         return asyncio.run_coroutine_threadsafe(self._fetch(future), self._client.loop.asyncio_loop)
