@@ -226,7 +226,8 @@ class _Dask:
         elif near and len(self._known) > 1:
             options = {"workers": list(near), "allow_other_workers": True}
         # Named by what it does: Dask balances tasks by how long those of their name take.
-        key = f"{function.__name__}-{uuid.uuid4().hex}"
+        name = getattr(function, "func", function).__name__  # of a partial: what it calls
+        key = f"{name}-{uuid.uuid4().hex}"
         future = self._client.submit(_as_value, function, *arguments, key=key, **options)
         # Fetched beside our own thread, which must neither wait for a worker that is cut off nor
         # ask for each report alone: the client asks for all at once that are done meanwhile.
