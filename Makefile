@@ -64,7 +64,7 @@ bench-training: $(READY) ## train on real data: DATA=folder of data sets, WEIGHT
 	$(BIN)/python tests/benchmarks/training.py "$(DATA)" "$(WEIGHTS)"
 
 .PHONY: bench-scaling
-bench-scaling: $(READY) ## measure 1 to 32 workers, and what a scheduler takes for 100,000 blocks (half an hour, 6 GB)
+bench-scaling: $(READY) ## measure 1 to 32 workers, and what a scheduler takes for 100,000 blocks (half an hour, 3 GB)
 	$(BIN)/python tests/benchmarks/scaling.py
 
 .PHONY: cluster

@@ -10,19 +10,18 @@ from tilenet.engine import spill
 from tilenet.engine.journal import BlockRecord
 from tilenet.engine.meter import Spans
 from tilenet.engine.plan import Plan
-from tilenet.engine.runfolder import PLAN
 from tilenet.lattice import Lattice
 
 
 @lru_cache
-def _lattice(folder: str, run: str) -> Lattice:
+def _lattice(file: str, run: str) -> Lattice:
     del run
-    return Plan.load((Path(folder) / PLAN).read_bytes()).lattice
+    return Plan.load(Path(file).read_bytes()).lattice
 
 
-def forward_task(folder: str, run: str, blocks: task.Blocks) -> tuple[task.Blocks, Spans]:
+def forward_task(file: str, run: str, blocks: task.Blocks) -> tuple[task.Blocks, Spans]:
     """Stand in for a forward: the files of an empty half, a strip for each taker."""
-    lattice, strips = _lattice(folder, run), Path(folder) / task.STRIPS
+    lattice, strips = _lattice(file, run), Path(file).parent / task.STRIPS
     for block in blocks:
         given = [spill.strip_name(block, taker) for taker in lattice.takers(block)]
         for name in (*spill.own_names(block), *given):
@@ -30,9 +29,9 @@ def forward_task(folder: str, run: str, blocks: task.Blocks) -> tuple[task.Block
     return blocks, Spans().close()
 
 
-def join_task(folder: str, run: str, blocks: task.Blocks) -> tuple[list[BlockRecord], Spans]:
+def join_task(file: str, run: str, blocks: task.Blocks) -> tuple[list[BlockRecord], Spans]:
     """Stand in for a join: reads what the forwards wrote."""
-    lattice, strips = _lattice(folder, run), Path(folder) / task.STRIPS
+    lattice, strips = _lattice(file, run), Path(file).parent / task.STRIPS
     for block in blocks:
         taken = [spill.strip_name(giver, block) for giver in lattice.givers(block)]
         for name in (*spill.own_names(block), *taken):
