@@ -22,11 +22,13 @@ from rasters import picture, write_tif
 import tilenet
 from tilenet.api import predict
 from tilenet.config import PredictConfig
-from tilenet.engine import cluster, run
+from tilenet.engine import cluster, large, run, spill, task
+from tilenet.engine.admission import revoke
 from tilenet.engine.columns import Columns
-from tilenet.engine.meter import Meter, host_of
+from tilenet.engine.meter import Meter, Spans, host_of
+from tilenet.engine.runfolder import run_folder
 from tilenet.engine.scheduler import parse_scheduler, read_job_queue
-from tilenet.errors import ClusterError, UnfitError, UsageError
+from tilenet.errors import ClusterError, OutputError, UnfitError, UsageError
 from tilenet.quiet import without_module
 
 SMALL = {"tile": 64, "overlap": 32, "chunk": 64, "block": 64, "precision": "fp32"}
@@ -603,3 +605,30 @@ def test_nobody_runs_ahead():
         half = block % cols // (cols // 2)
         front[half] = max(front[half], block // cols)
         assert abs(front[0] - front[1]) <= 4
+
+
+def test_what_a_killed_run_has_under_way_writes_nothing_into_the_next(
+    scene, models, tmp_path, monkeypatch
+):
+    out = tmp_path / "x.zarr"
+    with monkeypatch.context() as patch:
+        patch.setattr(large, "_finish", lambda *_a, **_k: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            segment(scene, out, models / "identity.onnx")
+    folder = run_folder(out)
+    (folder / "old.run").write_text('{"elsewhere": false, "versions": {}}')
+    worker = task._worker(str(folder / "plan.json"), "old")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    worker.forward_to_files(0, Spans())
+    half = spill.read(folder / "strips/0.own")
+    assert half is not None
+    for path in (folder / "strips").iterdir():
+        path.unlink()
+    revoke(folder)
+    with pytest.raises(OutputError, match="another run has begun here"):
+        worker.forward_to_files(0, Spans())
+    with pytest.raises(OutputError, match="another run has begun here"):
+        worker.write(0, half["mask"], None)
+    del before[folder / "old.run"]
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    task.forget_run(folder)

@@ -31,7 +31,7 @@ from tilenet.strangers import exists
 from tilenet.watchdog import watched
 
 __all__ = [
-    "Admission", "Versions", "admitting", "choose_here", "meeting_place",
+    "Admission", "Versions", "admitting", "choose_here", "meeting_place", "revoke",
     "versions_here",
 ]  # fmt: skip
 
@@ -101,6 +101,12 @@ def _name(token: str) -> str:
     return f"{token}.run"
 
 
+def revoke(folder: Path) -> None:
+    """Take back the tokens of runs that were killed: their tasks must not write here any more."""
+    for path in folder.glob(_name("*")):
+        path.unlink(missing_ok=True)
+
+
 def _model_path(files: ModelFiles, folder: Path) -> Path:
     return folder / _MODELS / f"{files.sha256}{files.weights.suffix}"
 
@@ -126,6 +132,8 @@ class Admission:
     ----------
     folder : Path
         The run folder.
+    token : str
+        The run's.
     elsewhere : bool
         Whether workers may be on other machines.
     versions : dict
@@ -133,6 +141,7 @@ class Admission:
     """
 
     folder: Path
+    token: str
     elsewhere: bool
     versions: Versions
 
@@ -165,6 +174,14 @@ class Admission:
                 "end it, or start those that can with --resources GPU=1",
             ) from error
         return files, replace(setup, threads=threads)
+
+    def check_current(self) -> None:
+        """Raise OutputError if the run folder holds another run by now.
+
+        Where a command is killed, what its cluster has under way goes on for a while.
+        """
+        if not (self.folder / _name(self.token)).exists():
+            raise OutputError("another run has begun here", self.folder, "leave it to that one")
 
     def check_versions(self, *packages: str) -> None:
         """Raise UnfitError unless packages are what the run asks for, if it does."""
@@ -219,7 +236,7 @@ class Admission:
         end = time.monotonic() + _PATIENCE
         while True:
             try:
-                admission = cls(folder, **json.loads((folder / _name(token)).read_bytes()))
+                admission = cls(folder, token, **json.loads((folder / _name(token)).read_bytes()))
                 break
             except OSError as error:
                 if time.monotonic() > end:

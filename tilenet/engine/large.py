@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet import durable
+from tilenet.engine.admission import revoke
 from tilenet.engine.cluster import Executor
 from tilenet.engine.document import Finished, encode_document, plan_document
 from tilenet.engine.journal import BlockRecord, Journal, decode, records_of
@@ -92,6 +93,7 @@ def _adopt(plan: Plan, out: Path, folder: Path, *, overwrite: bool) -> Plan:
     # Without its store, a journal is that of a run which was finished but for this folder.
     if known is not None and known.hash == plan.hash and (folder / STORE).exists():
         return replace(plan, lattice=known.lattice)
+    revoke(folder)
     (folder / PLAN).unlink(missing_ok=True)
     for path in journals(folder):
         path.unlink()

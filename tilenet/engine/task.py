@@ -297,6 +297,7 @@ class Worker:
 
         try:
             done = self.forward(block, spans, allocate=allocate)
+            self._check_current()
             spans.strip_bytes += sum(writer.close() for writer in writers)
         except BaseException:
             for writer in writers:
@@ -309,6 +310,10 @@ class Worker:
             own["unreadable"] = np.array([astuple(window) for window, _ in done.failed])
         with spans.writing():
             spans.strip_bytes += spill.write(self.strips(decided), own)
+
+    def _check_current(self) -> None:
+        if self.admission is not None:
+            self.admission.check_current()
 
     def own_half(self, block: int, spans: Spans) -> Forwarded:
         """Return a block's half, made again if its files are lost."""
@@ -344,6 +349,7 @@ class Worker:
         self, block: int, mask: NDArray[np.uint8], probabilities: NDArray[np.uint8] | None
     ) -> list[StoredChunk]:
         """Store a decided block: chunks, probabilities, and the pyramid levels it makes alone."""
+        self._check_current()
         return write_block(self.store, self.plan.lattice, block, mask, probabilities)
 
 
