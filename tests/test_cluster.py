@@ -22,7 +22,7 @@ from rasters import picture, write_tif
 import tilenet
 from tilenet.api import predict
 from tilenet.config import PredictConfig
-from tilenet.engine import cluster, large, run, spill, task
+from tilenet.engine import cluster, large, spill, task, tasks
 from tilenet.engine.admission import revoke
 from tilenet.engine.columns import Columns
 from tilenet.engine.meter import Meter, Spans, host_of
@@ -420,10 +420,10 @@ def test_strips_are_mended_where_the_network_runs(
                 lost.append(strip.name)
                 strip.unlink()
 
-    noted = run._Hosts.forwarded
-    monkeypatch.setattr(run._Hosts, "forwarded", losing)
+    noted = tasks.Hosts.forwarded
+    monkeypatch.setattr(tasks.Hosts, "forwarded", losing)
     # Joins go to the worker that cannot run networks, wherever their blocks were forwarded.
-    monkeypatch.setattr(run._Hosts, "of", lambda _self, _block: no_network)
+    monkeypatch.setattr(tasks.Hosts, "of", lambda _self, _block: no_network)
     with clusters.cluster(tmp_path / "dask", environment) as found:
         found.worker("--resources", "GPU=1")
         found.worker(host="127.0.0.2", environment={"PYTHONPATH": path})

@@ -17,7 +17,7 @@ import zarr
 from buckets import connect, connect_empty
 from rasters import picture, write_tif
 
-from tilenet.api import _plan_of, _predict_remote, _request, _run_one, estimate, predict
+from tilenet.api import estimate, predict
 from tilenet.config import PredictConfig
 from tilenet.engine.elsewhere import RemoteOutput
 from tilenet.engine.lease import Lease
@@ -25,6 +25,9 @@ from tilenet.engine.objects import Objects
 from tilenet.engine.pack import Job
 from tilenet.errors import OutputError, ResourceError, UsageError
 from tilenet.events import Tracker
+from tilenet.predicting.afar import predict_remote
+from tilenet.predicting.asking import plan_of, request_for
+from tilenet.predicting.single import run_one
 from tilenet.sources import RemoteName, find_inputs
 
 OUT = "s3://bucket/some/m.zarr"
@@ -264,10 +267,10 @@ def test_what_a_crash_leaves_at_the_end(bucket, expected, models, source, tmp_pa
     config = configured(models, tmp_path)
     place = RemoteOutput(RemoteName(OUT), config.scratch)
     here = config.model_copy(update={"scratch": None})
-    request = _request(here, None)
-    plan = _plan_of(Job(source, place.local), request)
+    request = request_for(here, None)
+    plan = plan_of(Job(source, place.local), request)
     with place.owned(plan, overwrite=False) as mirror:
-        _run_one(
+        run_one(
             find_inputs([source], place.local)[0],
             place.local,
             request,
@@ -449,7 +452,7 @@ def test_a_run_stops_where_it_is_taken_over(bucket, models, source, tmp_path):
     place = RemoteOutput(RemoteName(OUT), tmp_path / "scratch", interval=0.05)
     found = find_inputs([source], tmp_path / "x")
     with pytest.raises(OutputError, match="taken over"):
-        _predict_remote(found, place, configured(models, tmp_path), Tracker(progress, print))
+        predict_remote(found, place, configured(models, tmp_path), Tracker(progress, print))
     left = content(bucket)
     assert f"{RUN}/owner" in left
     assert "some/m.zarr/.zgroup" not in left

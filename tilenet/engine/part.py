@@ -21,8 +21,9 @@ from tilenet.engine.meter import Meter
 from tilenet.engine.output import check_output, sweep
 from tilenet.engine.plan import Plan
 from tilenet.engine.room import check_room, with_room
-from tilenet.engine.run import Progress, Share, run_blocks
+from tilenet.engine.run import Progress, run_blocks
 from tilenet.engine.runfolder import part_locked, run_folder, set_up_alone
+from tilenet.engine.state import Share
 from tilenet.engine.task import forget_run, mark_lost
 from tilenet.errors import OutputError, ResourceError, convert_errors
 from tilenet.part import Part

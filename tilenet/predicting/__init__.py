@@ -1,0 +1,1 @@
+"""Named inputs to masks: what `tilenet.api` is made of."""

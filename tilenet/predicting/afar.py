@@ -1,0 +1,88 @@
+"""One raster to a mask in an object store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tilenet.config import PredictConfig
+from tilenet.engine.cluster import (
+    Executor,
+)
+from tilenet.engine.elsewhere import RemoteOutput
+from tilenet.engine.meter import Meter
+from tilenet.engine.pack import (
+    Job,
+)
+from tilenet.errors import (
+    UsageError,
+)
+from tilenet.events import Tracker
+from tilenet.predicting.asking import Clock, cluster_for, makes_one, plan_of, request_for, scenes_of
+from tilenet.predicting.single import result_of, run_one
+from tilenet.predicting.telling import say_notes
+from tilenet.results import PredictResult, run_result
+from tilenet.sources import Input, RemoteName
+
+__all__ = ["predict_remote", "remote_output"]
+
+
+def remote_output(
+    inputs: Sequence[Path | RemoteName], out: RemoteName, config: PredictConfig
+) -> RemoteOutput:
+    """Return the place of a mask in an object store, if such a mask is possible."""
+    if not config.allow_remote:
+        raise UsageError("lies on another machine", out, "to write there, give --allow-remote")
+    other = config.into or config.stac or config.format not in (None, "zarr")
+    if other or not makes_one(inputs, config):
+        raise UsageError(
+            "elsewhere goes the Zarr mask of one raster, without --into, --stac or --format",
+            out,
+            "write to a disk",
+        )
+    if config.skip_finished:
+        raise UsageError("only for masks on a disk", "--skip-finished", "leave it out")
+    if str(out) in [str(one).rstrip("/") for one in inputs]:
+        raise UsageError("it is the input", out, "choose another --out")
+    if config.part is not None:
+        raise UsageError("parts of a mask need a disk they share", "--part", "write to a disk")
+    return RemoteOutput(out, config.scratch)
+
+
+def predict_remote(
+    found: list[Input], place: RemoteOutput, config: PredictConfig, tracker: Tracker
+) -> PredictResult:
+    """Make a mask in a scratch folder, and its copy in an object store meanwhile."""
+    with cluster_for(config) as cluster:
+        return _predict_copied(found, place, config, tracker, cluster)
+
+
+def _predict_copied(
+    found: list[Input],
+    place: RemoteOutput,
+    config: PredictConfig,
+    tracker: Tracker,
+    cluster: Executor | None,
+) -> PredictResult:
+    clock, known = Clock(), place.known()
+    tracker.begin([found[0].path.absolute()])
+    setup, source = None if known is None else known.setup, found[0]
+    request = request_for(config, setup, scenes_of(found, config), cluster)
+    plan = plan_of(Job(source.path, place.local), request)
+    done = place.check(plan, overwrite=config.overwrite)
+    if done is not None:
+        pixels = plan.raster.height * plan.raster.width
+        say_notes([plan])
+        path = source.path.absolute()
+        tracker.expect(path, pixels)
+        tracker.finish(path, place.place, seconds=clock.seconds, resumed=True)
+        out, blocks = place.place, done.blocks
+        return result_of(run_result(plan, out, done, Meter(), clock.seconds, resumed=blocks), clock)
+    # What is in the scratch folder by then is this plan's.
+    here = replace(request, config=config.model_copy(update={"overwrite": False}))
+    with place.owned(plan, overwrite=config.overwrite) as mirror:
+        result = run_one(source, place.local, here, tracker, mirror, cluster)
+        mirror.finish(place.local, plan.zarr_format)
+    [run] = result.runs
+    return result_of(replace(run, output=str(place.place)), clock)

@@ -1,0 +1,199 @@
+"""What is asked for: the network and what runs it, where tasks go, which masks are left alone."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tilenet.config import PredictConfig
+from tilenet.engine.admission import admitting, meeting_place
+from tilenet.engine.cluster import (
+    Executor,
+    check_device,
+    is_elsewhere,
+    open_executor,
+    worker_count,
+)
+from tilenet.engine.meter import Meter
+from tilenet.engine.pack import (
+    Job,
+    Request,
+    open_job,
+    plan_for,
+)
+from tilenet.engine.plan import Plan, choose_tile, format_of
+from tilenet.engine.skipping import finished_mask
+from tilenet.errors import (
+    UsageError,
+    without_secrets,
+)
+from tilenet.events import Tracker
+from tilenet.models.session import Setup, choose, cores, network_shape
+from tilenet.models.store import find_model
+from tilenet.results import Skipped
+from tilenet.sources import Input, RemoteName, grid_of
+from tilenet.strangers import exists, is_collection, is_pattern
+
+__all__ = [
+    "Clock",
+    "cluster_for",
+    "executor_for",
+    "makes_one",
+    "meeting",
+    "named_output",
+    "plan_of",
+    "request_for",
+    "scenes_of",
+    "seen",
+    "skip_finished",
+]
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Clock:
+    """What a run takes."""
+
+    meter: Meter = field(default_factory=Meter)
+    start: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """Return the wall time since it began."""
+        return time.perf_counter() - self.start
+
+
+def request_for(
+    config: PredictConfig,
+    known: Setup | None,
+    scenes: tuple[str, ...] = (),
+    cluster: Executor | None = None,
+) -> Request:
+    """Find the model and choose what it runs on; what is "auto" follows an unfinished run.
+
+    Workers on other machines choose, not this one.
+    """
+    files = find_model(config.model, config.model_config_file, config.card_overrides())
+    shape = network_shape(files)
+    tile = choose_tile(files, shape, config).tile
+    workers = worker_count(config.scheduler)
+    check_device(config.scheduler, config.device)
+    auto = (config.device, config.backend, config.precision)
+    device, backend, precision = auto
+    if known is not None:
+        resumed = (known.device, known.backend, known.precision)
+        device, backend, precision = (
+            old if new == "auto" else new for new, old in zip(auto, resumed, strict=True)
+        )
+    wanted: dict[str, Any] = {
+        "device": device, "backend": backend, "precision": precision,
+        "batch_size": config.batch_size, "tile_pixels": tile * tile,
+    }  # fmt: skip
+    if cluster is not None:
+        setup = cluster.choose(files, wanted)
+    else:
+        setup = choose(files, **wanted, threads=max(1, cores() // workers))
+    _logger.info(
+        "model %s on %s, %s %s: %s",
+        files.card.name, setup.device, setup.backend, setup.precision, setup.why,
+    )  # fmt: skip
+    like = None if config.like is None else grid_of(config.like)
+    return Request(config, files, shape, setup, like, scenes)
+
+
+def makes_one(paths: Sequence[Path | RemoteName], config: PredictConfig) -> bool:
+    """Return whether inputs become one mask, and not a folder of masks."""
+    if config.mosaic:
+        return True
+    if config.manifest is not None or len(paths) != 1:
+        return False
+    [path] = paths
+    return isinstance(path, RemoteName) or not (is_collection(path) or is_pattern(path))
+
+
+def scenes_of(found: list[Input], config: PredictConfig) -> tuple[str, ...]:
+    """Return the rasters that are seen as one; () if each is its own."""
+    return tuple(str(one.path.absolute()) for one in found) if config.mosaic else ()
+
+
+def named_output(out: Path, config: PredictConfig) -> Path:
+    """Return the mask's place; raises UsageError if its name gives no format, or nothing."""
+    if config.into is None and config.format is None and format_of(out) is None:
+        raise UsageError(
+            "the output's ending gives no format", out, "end it in .zarr, .tif, .ome.tif or .png"
+        )
+    if not out.name:
+        raise UsageError("the output has no name", out, "give a file or store to write")
+    return out
+
+
+def executor_for(
+    config: PredictConfig, tasks: int, cluster: Executor | None
+) -> AbstractContextManager[Executor]:
+    """Return what runs so many tasks: the cluster that is open, or one of our own to be opened."""
+    if cluster is not None:
+        return nullcontext(cluster)
+    return open_executor(
+        config.scheduler, tasks, insecure=config.insecure_cluster, report=config.dask_report
+    )
+
+
+@contextmanager
+def cluster_for(config: PredictConfig) -> Iterator[Executor | None]:
+    """Open a cluster of other machines, which choose what the network runs on; else None."""
+    if not is_elsewhere(config.scheduler):
+        yield None
+        return
+    # What is wrong with it is not to be found when jobs have come out of their queue.
+    find_model(config.model, config.model_config_file, config.card_overrides())
+    with executor_for(config, 0, None) as executor:
+        yield executor
+
+
+@contextmanager
+def meeting(request: Request, cluster: Executor | None, place: Path) -> Iterator[Request]:
+    """Let workers on other machines show that they see a folder; yields the request for them."""
+    if cluster is None:
+        yield request
+        return
+    with (
+        meeting_place(place) as folder,
+        admitting(folder, request.files, cluster.versions, elsewhere=True) as token,
+    ):
+        yield replace(request, meeting=(str(folder), token))
+
+
+def seen(jobs: list[Job], cluster: Executor | None) -> list[Job]:
+    """Note, for workers on other machines, which inputs are there."""
+    if cluster is None:
+        return jobs
+    return [
+        replace(job, seen=not isinstance(job.path, RemoteName) and exists(job.path)) for job in jobs
+    ]
+
+
+def plan_of(job: Job, request: Request) -> Plan:
+    """Return the plan of one raster whose mask is named."""
+    with closing(open_job(job, request)) as raster:
+        return plan_for(raster.info, job, request, named=True)[0]
+
+
+def skip_finished(
+    jobs: list[Job], config: PredictConfig, tracker: Tracker, *, named: bool = False
+) -> dict[Path | RemoteName, Skipped]:
+    """Return the inputs to leave alone, if that is asked for."""
+    skipped = {}
+    for job in jobs if config.skip_finished else ():
+        mask = finished_mask(job, config.format, named=named)
+        if mask is not None:
+            skipped[job.path] = Skipped(without_secrets(str(job.path)), str(mask))
+            tracker.skip(job.path, mask)
+    if skipped:
+        _logger.info("%d of %d inputs skipped: their masks are there", len(skipped), len(jobs))
+    return skipped

@@ -1,0 +1,224 @@
+"""Several rasters to a folder of masks: the small ones in packs, the others in turns."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from functools import partial
+from itertools import batched
+from pathlib import Path
+
+from tilenet.config import PredictConfig
+from tilenet.engine.cluster import (
+    Executor,
+)
+from tilenet.engine.folderlock import folder_locked
+from tilenet.engine.meter import Spans
+from tilenet.engine.pack import (
+    Job,
+    PackItem,
+    Request,
+    lose_pack,
+    pack_task,
+    split_pack,
+)
+from tilenet.engine.plan import Plan
+from tilenet.engine.run import run_many
+from tilenet.engine.turns import Work, take_turns
+from tilenet.errors import (
+    OutputError,
+    TilenetError,
+    UsageError,
+    error_of_one,
+)
+from tilenet.events import Tracker
+from tilenet.predicting.asking import (
+    Clock,
+    cluster_for,
+    executor_for,
+    meeting,
+    request_for,
+    seen,
+    skip_finished,
+)
+from tilenet.predicting.single import item_result, run_large_one
+from tilenet.predicting.telling import say_notes
+from tilenet.results import Failure, PredictResult, RunResult
+from tilenet.sources import Input, RemoteName
+
+__all__ = ["own_share", "predict_many"]
+
+_logger = logging.getLogger(__name__)
+_PACK = 64  # rasters per task at the most; a pack also ends when its pixels fill
+
+
+def _shares(items: list[PackItem]) -> list[float]:
+    """Return which part of a pack's time each raster took."""
+    pixels = [
+        item.plan.raster.height * item.plan.raster.width
+        if item.plan is not None and item.done is not None and not item.resumed
+        else 0
+        for item in items
+    ]
+    return [part / (sum(pixels) or 1) for part in pixels]
+
+
+def own_share(inputs: list[Input], config: PredictConfig) -> list[Input]:
+    """Return the inputs of a part: dealt out by their masks' names, in whatever order they come."""
+    if config.part is None:
+        return inputs
+    own = list(config.part.every(sorted(inputs, key=lambda one: one.stem)))
+    _logger.info("part %s: %d of %d inputs", config.part, len(own), len(inputs))
+    return own
+
+
+def _jobs(inputs: list[Input], out: Path, config: PredictConfig) -> list[Job]:
+    names = dict[str, Path | RemoteName]()
+    for source in inputs:
+        name = str(source.stem).casefold()
+        if name in names:
+            raise OutputError(
+                f"two inputs would have one mask: {names[name]} and {source.path}",
+                out / source.stem,
+                "rename one of them",
+            )
+        names[name] = source.path
+    # A worker may stand elsewhere.
+    return [
+        Job(source.path.absolute(), (out / source.stem).absolute())
+        for source in own_share(inputs, config)
+    ]
+
+
+class _Many:
+    """What becomes of several inputs, by their paths; told from the threads of their runs."""
+
+    def __init__(self, jobs: list[Job], request: Request, clock: Clock, tracker: Tracker) -> None:
+        self._jobs, self._request, self._clock, self._tracker = jobs, request, clock, tracker
+        self._plans: list[Plan | None] = []
+        self._large: dict[Path | RemoteName, PackItem] = {}
+        self._works: deque[Work] = deque([self._packs])
+        self.runs: dict[Path | RemoteName, RunResult] = {}
+        self.failed: dict[Path | RemoteName, TilenetError] = {}
+
+    def drive(self, executor: Executor) -> None:
+        """Drive packs and larger rasters to their end; one that fails does not stop the others."""
+        with closing(take_turns(executor, self._works, self._clock.meter.add)) as ended:
+            for _, error in ended:
+                if error is not None:
+                    raise error
+
+    def _packs(self, executor: Executor) -> None:
+        """Plan all inputs and run the small ones; each of the others gets a run of its own."""
+        known = self.runs.keys() | self.failed.keys() | self._large.keys()
+        left = [job for job in self._jobs if job.path not in known]
+
+        def packs() -> Iterator[tuple[tuple[Job, ...], Request]]:
+            for pack in batched(left, _PACK):
+                yield pack, self._request
+            executor.handed_out()
+
+        for items, spans in run_many(executor, pack_task, packs(), split_pack, lose_pack):
+            self._plans += [item.plan for item in items if item.plan and item.plan.raster.notes]
+            for item, share in zip(items, _shares(items), strict=True):
+                self._take(item, spans.part(share))
+        self._tracker.all_known()
+        say_notes(self._plans)
+
+    def _take(self, item: PackItem, spans: Spans) -> None:
+        path = item.job.path
+        if item.error is not None:
+            self._fail(path, item.error)
+            return
+        assert item.plan is not None
+        pixels = item.plan.raster.height * item.plan.raster.width
+        self._tracker.expect(path, pixels)
+        if item.done is None:
+            self._large[path] = item
+            self._works.append(partial(self._alone, item))
+            return
+        self._tracker.start(path, item.out, 1)
+        self._tracker.advance(path, pixels)
+        self._finish(path, item_result(item, spans, spans.seconds), resumed=item.resumed)
+
+    def _alone(self, item: PackItem, executor: Executor) -> None:
+        """Run a raster of many blocks."""
+        path, plan, out = item.job.path, item.plan, item.out
+        assert plan is not None
+        assert out is not None
+        self._tracker.start(path, out, plan.lattice.blocks)
+        try:
+            run = run_large_one(
+                plan, out, executor, self._request.config, partial(self._tracker.advance, path)
+            )
+        except Exception as error:
+            own = error_of_one(error, path)
+            if own is None:
+                raise
+            self._fail(path, own)
+        else:
+            self._finish(path, run, resumed=False)
+
+    def _fail(self, path: Path | RemoteName, error: TilenetError) -> None:
+        self.failed[path] = error
+        self._tracker.fail(path, error.code, str(error))
+
+    def _finish(self, path: Path | RemoteName, run: RunResult, *, resumed: bool) -> None:
+        self.runs[path] = run
+        self._tracker.finish(path, run.output, seconds=run.seconds, resumed=resumed)
+        if (failure := run.failure()) is not None:
+            self._tracker.fail(path, failure.code, failure.error)
+
+
+def predict_many(
+    inputs: list[Input], out: Path, config: PredictConfig, tracker: Tracker
+) -> PredictResult:
+    """Make a mask of each raster that can be read, in a folder that no other run writes to."""
+    clock = Clock()
+    if out.exists() and not out.is_dir():
+        raise OutputError("the output is a file", out, "give a folder for several inputs")
+    jobs = _jobs(inputs, out, config)
+    with folder_locked(out, shared=config.part is not None):
+        tracker.begin(job.path for job in jobs)
+        skipped = skip_finished(jobs, config, tracker)
+        left = [job for job in jobs if job.path not in skipped]
+        if not left:
+            return PredictResult((), skipped=tuple(skipped.values()), seconds=clock.seconds)
+        with ExitStack() as stack:
+            cluster = stack.enter_context(cluster_for(config))
+            request = request_for(config, None, cluster=cluster)
+            request = stack.enter_context(meeting(request, cluster, out.absolute()))
+            executor = stack.enter_context(executor_for(config, len(left) // _PACK, cluster))
+            many = _Many(seen(left, cluster), request, clock, tracker)
+            many.drive(executor)
+    wrong = [error for error in many.failed.values() if isinstance(error, UsageError)]
+    if len(wrong) == len(left):
+        raise wrong[0]  # not the inputs are wrong, but what is asked of them
+    failed = {path: Failure(str(path), e.code, str(e)) for path, e in many.failed.items()}
+    found = _gather([job.path for job in jobs], many.runs, failed, clock)
+    return replace(found, skipped=tuple(skipped.values()))
+
+
+def _gather(
+    order: list[Path | RemoteName],
+    runs: dict[Path | RemoteName, RunResult],
+    failed: dict[Path | RemoteName, Failure],
+    clock: Clock,
+) -> PredictResult:
+    """Return the figures of several inputs, all of which are on the clock's meter."""
+    failed |= {path: failure for path, run in runs.items() if (failure := run.failure())}
+    return PredictResult(
+        runs=tuple(runs[path] for path in order if path in runs),
+        failed=tuple(failed[path] for path in order if path in failed),
+        pixels=sum(run.pixels for run in runs.values()),
+        seconds=clock.seconds,
+        forward_seconds=clock.meter.forward_seconds,
+        read_seconds=clock.meter.read_seconds,
+        write_seconds=clock.meter.write_seconds,
+        peak_rss_bytes=max(
+            [clock.meter.peak_rss_bytes, *(r.peak_rss_bytes for r in runs.values())]
+        ),
+    )
