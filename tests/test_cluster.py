@@ -22,7 +22,7 @@ from rasters import picture, write_tif
 import tilenet
 from tilenet.api import predict
 from tilenet.config import PredictConfig
-from tilenet.engine import cluster, large, spill, task, tasks
+from tilenet.engine import cluster, executor, large, launch, spill, task, tasks
 from tilenet.engine.admission import revoke
 from tilenet.engine.columns import Columns
 from tilenet.engine.meter import Meter, Spans, host_of
@@ -196,7 +196,7 @@ def test_by_the_scheduler_file(scene, models, tmp_path, home, expected):
 
 
 def test_scheduler_files_that_are_none(scene, models, tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "_FILE_WAIT", 0.3)
+    monkeypatch.setattr(launch, "_FILE_WAIT", 0.3)
     other = tmp_path / "other.json"
     for text in ("[]", "{", '{"address": 3}', '{"address": "http://a"}'):
         other.write_text(text)
@@ -449,7 +449,8 @@ def test_workers_come_and_go(models, tmp_path, environment, monkeypatch, reports
     """One joins, one retires, one is killed, while a run goes on: the same bytes."""
     import distributed
 
-    monkeypatch.setattr(cluster, "_LOOK", 0.2)
+    for module in (cluster, executor):
+        monkeypatch.setattr(module, "LOOK", 0.2)
     scene = write_tif(tmp_path / "scene.tif", picture(900, 900))
     model = models / "positional.onnx"
     segment(scene, tmp_path / "expected.zarr", model)
@@ -480,7 +481,8 @@ def test_workers_come_and_go(models, tmp_path, environment, monkeypatch, reports
 
 def test_all_workers_go_and_another_comes(models, tmp_path, environment, monkeypatch, reports):
     """Dask forgets what had best go to those that are gone; it is handed in again."""
-    monkeypatch.setattr(cluster, "_LOOK", 0.5)
+    for module in (cluster, executor):
+        monkeypatch.setattr(module, "LOOK", 0.5)
     scene = write_tif(tmp_path / "scene.tif", picture(600, 600))
     model = models / "positional.onnx"
     segment(scene, tmp_path / "expected.zarr", model)

@@ -21,7 +21,8 @@ from tilenet import durable
 from tilenet.api import predict
 from tilenet.config import PredictConfig
 from tilenet.engine import large, task
-from tilenet.engine.cluster import WorkersDied, open_executor
+from tilenet.engine.cluster import open_executor
+from tilenet.engine.executor import WorkersDied
 from tilenet.engine.folderlock import FOLDER_LOCK, folder_locked
 from tilenet.engine.meter import Spans
 from tilenet.engine.run import run_many

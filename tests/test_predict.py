@@ -25,7 +25,7 @@ from rio_cogeo.cogeo import cog_validate
 from tilenet.api import predict
 from tilenet.blend import Blend
 from tilenet.config import PredictConfig
-from tilenet.engine import cluster
+from tilenet.engine import cluster, executor, launch
 from tilenet.engine import run as engine_run
 from tilenet.engine.cluster import open_executor
 from tilenet.errors import ClusterError, OutputError, UsageError
@@ -275,8 +275,9 @@ def test_same_bytes_on_a_cluster_started_by_hand(
 
 
 def test_a_cluster_that_is_lost(models, tmp_path, environment, monkeypatch):
-    monkeypatch.setattr(cluster, "_LOOK", 0.2)
-    monkeypatch.setattr(cluster, "_GRACE", 1.0)
+    for module in (cluster, executor):
+        monkeypatch.setattr(module, "LOOK", 0.2)
+    monkeypatch.setattr(launch, "_GRACE", 1.0)
     source = write_tif(tmp_path / "a.tif", picture(1200, 1200))
     out = tmp_path / "x.zarr"
     with started_by_hand(tmp_path, environment) as (address, processes):

@@ -1,155 +1,57 @@
-"""Where tasks run: a thread pool for a few, else a Dask cluster. The only importer of Dask.
+"""Tasks on a Dask cluster, or for a few on threads.
 
 Futures carry small reports only; all else lies in the run folder. More than a few blocks go through
-an in-process cluster, and all other schedulers through the same code on others.
+an in-process cluster, and all other schedulers through the same code on others. This and
+`tilenet.engine.launch` are the only importers of Dask.
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
-import queue
-import shutil
 import socket
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 from tilenet import __version__, durable
 from tilenet.engine import counters
 from tilenet.engine.admission import Versions, choose_here, versions_here
+from tilenet.engine.executor import FEW_BLOCKS, LOOK, THREADS, Executor, WorkersDied
+from tilenet.engine.launch import HERE, start
 from tilenet.engine.meter import Spans, host_of
 from tilenet.engine.scheduler import (
-    JobQueue,
-    Scheduler,
     parse_scheduler,
-    read_job_queue,
-    read_scheduler_file,
 )
 from tilenet.engine.worker import settle
 from tilenet.errors import (
     ClusterError,
-    ModelError,
     TilenetError,
     UnfitError,
     UsageError,
     convert_errors,
 )
-from tilenet.models.session import Setup, has_cuda
+from tilenet.models.session import Setup
 from tilenet.models.store import ModelFiles
 from tilenet.quiet import quiet_dask
 
-__all__ = [
-    "FEW_BLOCKS",
-    "Executor",
-    "WorkersDied",
-    "check_device",
-    "is_elsewhere",
-    "next_done",
-    "open_executor",
-    "worker_count",
-]
+__all__ = ["open_executor"]
 
 _logger = logging.getLogger(__name__)
 
-THREADS = 3
-"""Per worker process: one computes, one reads ahead, one joins and writes."""
-
-FEW_BLOCKS = 256
-"""So many need no cluster: importing distributed costs 1 s, its cluster 30 MB and 1 ms a task."""
-
-# A process that dies takes all its tasks with it. One under which two have died is suspect, is
-# tried alone when all else is done, and given up when it has taken so many more with it. Where
-# workers come and go, Dask's own limit counts: a task is suspect after four deaths, not two.
-_DEATHS, _PATIENCE = 2, 2
-_HERE = ("local", "processes", "cuda", "slurm", "pbs")  # whose scheduler is on this machine
-_LOOK, _GRACE = 5.0, 30.0  # seconds between looks at the cluster; without workers at the most
-_WAIT, _FILE_WAIT = 60.0, 15.0  # for the first worker; for a scheduler's file
+# A suspect task is tried alone when all else is done, and given up when it has taken so many more
+# workers with it.
+_PATIENCE = 2
 _SETTLE, _SOON = 60.0, 0.2  # seconds for workers to be there again; between looks
-_NEVER = "1000d"
 _RESUMES = "a rerun resumes"
-_JOBS_TOO = {"config_name", "interface", "protocol", "security"}  # keywords of cluster and job
-_ROLES = ("client", "scheduler", "worker")
 _GPU = "GPU"  # the resource (Dask's word) of workers that run networks, if any has it
 _GPU_SHARE = 0.5  # that a task takes: while one computes, the next reads
-
-
-class WorkersDied(Exception):
-    """The processes that took a task died, one after the other."""
-
-
-class Executor(Protocol):
-    """Where tasks run."""
-
-    patience: int
-    """How often a task that loses its workers, alone among them, is tried before it is given up."""
-
-    @property
-    def elsewhere(self) -> bool:
-        """Whether workers may be on other machines."""
-
-    @property
-    def versions(self) -> Versions:
-        """What workers must be of; {} if all run one installation."""
-
-    @property
-    def places(self) -> Mapping[str, str]:
-        """The workers that run networks, as far as is known, and the host of each.
-
-        One without a name, if all are on this machine.
-        """
-
-    def submit(
-        self,
-        function: Callable[..., Any],
-        *arguments: Any,
-        network: bool = True,
-        near: tuple[str, ...] = (),
-    ) -> Any:
-        """Start a task; returns a future with `add_done_callback`.
-
-        Parameters
-        ----------
-        function : callable
-            The task.
-        arguments : object
-            What it takes.
-        network : bool
-            Whether it runs the network, for which not all workers may be made.
-        near : tuple of str
-            Workers that had best do it.
-        """
-
-    def result(self, future: Any) -> Any:
-        """Return what a finished task gave, or raise what it could not do."""
-
-    def check(self) -> None:
-        """Raise ClusterError if the workers have been gone for some time."""
-
-    def handed_out(self) -> None:
-        """Note that a run has started its last forward."""
-
-    def be_alone(self) -> None:
-        """Return when no other run has tasks here, nor will have before this one has ended."""
-
-    def beside(self, worker: str) -> tuple[str, ...]:
-        """Return the workers on the host of one, for networks or not; () if that is not known."""
-
-    def choose(self, files: ModelFiles, wanted: dict[str, Any]) -> Setup:
-        """Let a worker choose what a network runs on."""
-
-    @property
-    def workers(self) -> int:
-        """How many processes run networks, as far as is known."""
 
 
 class _Threads:
@@ -320,7 +222,7 @@ class _Dask:
 
     def check(self) -> None:
         now = time.monotonic()
-        if now - self._looked < _LOOK:
+        if now - self._looked < LOOK:
             return
         self._looked = now
         try:
@@ -408,190 +310,6 @@ def _check_versions(client: Any) -> None:
         raise UnfitError(f"the worker {address} {what}", "", "install the same on all")
 
 
-def next_done(done: queue.SimpleQueue[Any], executor: Executor) -> Any:
-    """Wait for a future; raises if whoever should finish it is gone."""
-    while True:
-        executor.check()
-        try:
-            return done.get(timeout=_LOOK)
-        except queue.Empty:
-            continue
-
-
-def is_elsewhere(scheduler: str) -> bool:
-    """Return whether a scheduler's workers may be on other machines.
-
-    Raises
-    ------
-    UsageError
-        The scheduler is not known.
-    """
-    return parse_scheduler(scheduler).elsewhere
-
-
-def worker_count(scheduler: str) -> int:
-    """Return how many processes of this machine a scheduler starts (1 if it is elsewhere).
-
-    Raises
-    ------
-    UsageError
-        The scheduler is not known, or what it needs is not installed.
-    ModelError
-        It needs a GPU, and there is none.
-    """
-    found = parse_scheduler(scheduler)
-    return _gpus() if found.kind == "cuda" else found.number
-
-
-def check_device(scheduler: str, device: str) -> None:
-    """Raise UsageError if a device is asked for that is not every worker's own."""
-    found = parse_scheduler(scheduler)
-    if (found.elsewhere or found.kind == "cuda") and ":" in device:
-        raise UsageError("workers use their own device", "--device", "write --device cuda")
-    if found.kind == "cuda" and device not in ("auto", "cuda"):
-        raise UsageError(f"cuda workers do not use {device}", "--device", "leave it out")
-
-
-def _extra(package: str, extra: str) -> UsageError:
-    return UsageError(
-        f"{package} is not installed", "--scheduler", f"pip install 'tilenet[{extra}]'"
-    )
-
-
-def _gpus() -> int:
-    """Return how many GPUs a worker each could have."""
-    if not has_cuda():
-        raise ModelError("no CUDA device on this machine", "--scheduler", "use --scheduler local")
-    try:
-        from dask_cuda.utils import get_n_gpus
-    except ImportError as error:
-        raise _extra("dask-cuda", "cuda") from error
-    return int(get_n_gpus())
-
-
-def _is_loopback(address: str) -> bool:
-    host = urlsplit(address).hostname or ""
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:  # another name: whose address it is, is the network's say
-        return False
-
-
-def _check_safe(address: str, *, insecure: bool) -> None:
-    """Raise UsageError for a scheduler to which anybody can send code, or we cannot speak."""
-    import distributed
-
-    if address.startswith("tcp:") and not insecure and not _is_loopback(address):
-        raise UsageError(
-            "anybody who reaches a tcp:// scheduler can run code on it and on us", address,
-            "use tls://, or --insecure-cluster on a network you trust",
-        )  # fmt: skip
-    if address.startswith("tls:"):
-        security = distributed.Security()  # from Dask's configuration and environment
-        if security.get_connection_args("client").get("ssl_context") is None:
-            raise UsageError(
-                "there are no certificates for tls://", address,
-                "name them in Dask's configuration: distributed.comm.tls, ca-file and client",
-            )  # fmt: skip
-
-
-def _local_cluster(found: Scheduler) -> Any:
-    """Start a cluster of our own on this machine."""
-    import distributed
-
-    options: dict[str, Any] = {
-        "threads_per_worker": THREADS, "memory_limit": 0,
-        # Dask's own counters, on loopback only and on whatever port is free.
-        "dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0",
-    }  # fmt: skip
-    if found.kind == "local":
-        return distributed.LocalCluster(n_workers=1, processes=False, protocol="inproc", **options)
-    options |= {
-        "host": "127.0.0.1", "preload": ["tilenet.engine.worker"],
-        "scheduler_kwargs": {"allowed_failures": _DEATHS - 1},
-    }  # fmt: skip
-    if found.kind == "processes":
-        return distributed.LocalCluster(n_workers=found.number, **options)
-    from dask_cuda import LocalCUDACluster
-
-    # Its memory limit is for arrays that Dask holds; ours are ours.
-    return LocalCUDACluster(n_workers=_gpus(), protocol="tcp", device_memory_limit=0, **options)
-
-
-@contextmanager
-def _keys(folder: Path) -> Iterator[Any]:
-    """Make keys for one run, in files that its jobs can read; yields Dask's security."""
-    import distributed
-
-    try:
-        made = distributed.Security.temporary()
-    except ImportError as error:
-        raise _extra("cryptography", "hpc") from error
-    with tempfile.TemporaryDirectory(prefix=".tilenet-keys-", dir=folder) as place:
-        paths = {}
-        for name, text in made.get_tls_config_for_role("worker").items():
-            if isinstance(text, str) and "\n" in text:
-                paths[name] = str(Path(place) / name)
-                Path(place, name).write_text(text)
-        roles = {f"tls_{role}_{part}": paths[part] for role in _ROLES for part in ("key", "cert")}
-        yield distributed.Security(require_encryption=True, tls_ca_file=paths["ca_file"], **roles)
-
-
-def _job_cluster(found: Scheduler, stack: ExitStack, *, insecure: bool) -> tuple[Any, JobQueue]:
-    """Start a scheduler here whose workers are a batch system's jobs."""
-    path = Path(found.place)
-    job_queue = read_job_queue(path)
-    try:
-        import dask_jobqueue
-    except ImportError as error:
-        raise _extra("dask-jobqueue", "hpc") from error
-    import distributed
-
-    kind: Any = {"slurm": dask_jobqueue.SLURMCluster, "pbs": dask_jobqueue.PBSCluster}[found.kind]
-    command = kind.job_cls.submit_command.partition(" ")[0]
-    if shutil.which(command) is None:
-        raise UsageError(f"{command} is not there", "--scheduler", f"submit where {found.kind} is")
-    keywords = dict(job_queue.cluster)
-    options = {"dashboard_address": "127.0.0.1:0"} | keywords.get("scheduler_options", {})
-    keywords["scheduler_options"] = options
-    folder = keywords.pop("shared_temp_directory", path.absolute().parent)
-    if not insecure:
-        security = distributed.Security()
-        if security.get_connection_args("scheduler").get("ssl_context") is None:
-            security = stack.enter_context(_keys(Path(folder).expanduser()))
-        keywords |= {"protocol": "tls://", "security": security}
-    try:
-        # First a job alone: of a cluster that cannot be made, the remains complain.
-        own = inspect.signature(dask_jobqueue.JobQueueCluster).parameters.keys() - _JOBS_TOO
-        kind.job_cls("", name="", **{key: keywords[key] for key in keywords.keys() - own})
-        cluster = kind(**keywords)
-    except (TypeError, ValueError) as error:
-        what = str(error).rpartition("__init__() ")[2]
-        raise UsageError(f"{kind.__name__}: {what}", path, "correct [cluster]") from error
-    if job_queue.jobs is not None:
-        cluster.scale(jobs=job_queue.jobs)
-    elif job_queue.adaptive is not None:
-        fewest, most = job_queue.adaptive
-        cluster.adapt(minimum_jobs=fewest, maximum_jobs=most)
-    return cluster, job_queue
-
-
-def _kubernetes_cluster(found: Scheduler) -> Any:
-    """Connect to a cluster that Dask's operator runs."""
-    try:
-        from dask_kubernetes.operator import KubeCluster
-    except ImportError as error:
-        raise _extra("dask-kubernetes", "k8s") from error
-    namespace, _, name = found.place.rpartition("/")
-    try:
-        return KubeCluster.from_name(name, namespace=namespace or None, quiet=True)
-    except Exception as error:
-        # Its own, the Kubernetes client's, httpx's and the system's errors alike.
-        raise ClusterError(
-            f"no such cluster: {error}", f"k8s:{found.place}", "check the name and your kubeconfig"
-        ) from error
-
-
 @contextmanager
 def open_executor(
     scheduler: str, tasks: int, *, insecure: bool = False, report: Path | None = None
@@ -631,7 +349,7 @@ def open_executor(
     quiet_dask()
     with ExitStack() as stack:
         try:
-            target, wait, grace = _target(found, stack, insecure=insecure)
+            target, wait, grace = start(found, stack, insecure=insecure)
             if not isinstance(target, str):
                 stack.callback(target.close)
             client = distributed.Client(target, timeout=15, set_as_default=report is not None)
@@ -649,42 +367,11 @@ def open_executor(
             raise ClusterError("no worker has come", scheduler, "start dask worker") from error
         if found.elsewhere:
             _check_versions(client)
-        _say_counters(client, here=found.kind in _HERE)
+        _say_counters(client, here=found.kind in HERE)
         if report is not None:
             stack.enter_context(_reporting(client, report))
         patience = _PATIENCE if found.kind in ("processes", "cuda") else 1
         yield _Dask(client, patience, elsewhere=found.elsewhere, grace=grace)
-
-
-def _target(found: Scheduler, stack: ExitStack, *, insecure: bool) -> tuple[Any, float, float]:
-    """Start or find a cluster.
-
-    Returns
-    -------
-    target : object
-        It, or its address.
-    wait, grace : float
-        Seconds to wait for its first worker, and to be without any later.
-    """
-    if found.kind in ("slurm", "pbs"):
-        cluster, job_queue = _job_cluster(found, stack, insecure=insecure)
-        return cluster, job_queue.wait, job_queue.wait
-    target: Any = found.place
-    if found.kind == "file":
-        target = read_scheduler_file(Path(found.place), _FILE_WAIT)
-    elif found.kind == "k8s":
-        target = _kubernetes_cluster(found)
-    elif not found.elsewhere:
-        import dask
-
-        # Dask looks some time after a worker died, and ends it for good if it is not there just
-        # then, be it that it died once more and is being started again.
-        stack.enter_context(dask.config.set({"distributed.deploy.lost-worker-timeout": _NEVER}))
-        target = _local_cluster(found)
-    if found.elsewhere:
-        address = target if isinstance(target, str) else target.scheduler_address
-        _check_safe(address, insecure=insecure)
-    return target, _WAIT, _GRACE
 
 
 def _say_counters(client: Any, *, here: bool) -> None:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from tilenet import durable
 from tilenet.engine.admission import revoke
-from tilenet.engine.cluster import Executor
 from tilenet.engine.document import Finished, encode_document, plan_document
+from tilenet.engine.executor import Executor
 from tilenet.engine.journal import BlockRecord, Journal, decode, records_of
 from tilenet.engine.meter import Meter
 from tilenet.engine.output import check_in_progress, check_output, export, publish, upper_levels

@@ -13,8 +13,8 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 from tilenet import durable
-from tilenet.engine.cluster import Executor
 from tilenet.engine.document import Finished
+from tilenet.engine.executor import Executor
 from tilenet.engine.journal import Journal, Tally, records_of
 from tilenet.engine.large import LargeResult, check_unchanged, complete, journals, set_up
 from tilenet.engine.meter import Meter

@@ -13,8 +13,8 @@ from typing import Any
 
 from tilenet.engine import spill
 from tilenet.engine.admission import admitting
-from tilenet.engine.cluster import FEW_BLOCKS, Executor, WorkersDied, next_done
 from tilenet.engine.columns import Columns
+from tilenet.engine.executor import FEW_BLOCKS, Executor, WorkersDied, next_done
 from tilenet.engine.journal import BlockRecord, Journal
 from tilenet.engine.meter import Meter
 from tilenet.engine.plan import Plan

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tilenet.engine.cluster import Executor, WorkersDied, next_done
+from tilenet.engine.executor import Executor, WorkersDied, next_done
 from tilenet.engine.meter import Spans, host_of
 from tilenet.engine.task import (
     Blocks,

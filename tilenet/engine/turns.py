@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from tilenet.engine.cluster import Executor
+from tilenet.engine.executor import Executor
 from tilenet.engine.meter import Spans
 from tilenet.errors import ResourceError
 

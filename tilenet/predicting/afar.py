@@ -7,10 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from tilenet.config import PredictConfig
-from tilenet.engine.cluster import (
-    Executor,
-)
 from tilenet.engine.elsewhere import RemoteOutput
+from tilenet.engine.executor import Executor
 from tilenet.engine.meter import Meter
 from tilenet.engine.pack import (
     Job,

@@ -12,13 +12,9 @@ from typing import Any
 
 from tilenet.config import PredictConfig
 from tilenet.engine.admission import admitting, meeting_place
-from tilenet.engine.cluster import (
-    Executor,
-    check_device,
-    is_elsewhere,
-    open_executor,
-    worker_count,
-)
+from tilenet.engine.cluster import open_executor
+from tilenet.engine.executor import Executor
+from tilenet.engine.launch import check_device, is_elsewhere, worker_count
 from tilenet.engine.meter import Meter
 from tilenet.engine.pack import (
     Job,

@@ -12,9 +12,7 @@ from itertools import batched
 from pathlib import Path
 
 from tilenet.config import PredictConfig
-from tilenet.engine.cluster import (
-    Executor,
-)
+from tilenet.engine.executor import Executor
 from tilenet.engine.folderlock import folder_locked
 from tilenet.engine.meter import Spans
 from tilenet.engine.pack import (

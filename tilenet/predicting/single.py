@@ -10,9 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from tilenet.config import PredictConfig
-from tilenet.engine.cluster import (
-    Executor,
-)
+from tilenet.engine.executor import Executor
 from tilenet.engine.large import Copy, run_large
 from tilenet.engine.meter import Meter, Spans
 from tilenet.engine.output import plan_in_progress

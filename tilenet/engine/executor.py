@@ -1,0 +1,101 @@
+"""What runs tasks: an interface. `tilenet.engine.cluster` opens one."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from tilenet.engine.admission import Versions
+from tilenet.models.session import Setup
+from tilenet.models.store import ModelFiles
+
+__all__ = ["FEW_BLOCKS", "LOOK", "THREADS", "Executor", "WorkersDied", "next_done"]
+
+THREADS = 3
+"""Per worker process: one computes, one reads ahead, one joins and writes."""
+
+FEW_BLOCKS = 256
+"""So many need no cluster: importing distributed costs 1 s, its cluster 30 MB and 1 ms a task."""
+
+LOOK = 5.0
+"""Seconds between looks at whether anybody is left to finish a task."""
+
+
+class WorkersDied(Exception):
+    """The processes that took a task died, one after the other."""
+
+
+class Executor(Protocol):
+    """Where tasks run."""
+
+    patience: int
+    """How often a task that loses its workers, alone among them, is tried before it is given up."""
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether workers may be on other machines."""
+
+    @property
+    def versions(self) -> Versions:
+        """What workers must be of; {} if all run one installation."""
+
+    @property
+    def places(self) -> Mapping[str, str]:
+        """The workers that run networks, as far as is known, and the host of each.
+
+        One without a name, if all are on this machine.
+        """
+
+    def submit(
+        self,
+        function: Callable[..., Any],
+        *arguments: Any,
+        network: bool = True,
+        near: tuple[str, ...] = (),
+    ) -> Any:
+        """Start a task; returns a future with `add_done_callback`.
+
+        Parameters
+        ----------
+        function : callable
+            The task.
+        arguments : object
+            What it takes.
+        network : bool
+            Whether it runs the network, for which not all workers may be made.
+        near : tuple of str
+            Workers that had best do it.
+        """
+
+    def result(self, future: Any) -> Any:
+        """Return what a finished task gave, or raise what it could not do."""
+
+    def check(self) -> None:
+        """Raise ClusterError if the workers have been gone for some time."""
+
+    def handed_out(self) -> None:
+        """Note that a run has started its last forward."""
+
+    def be_alone(self) -> None:
+        """Return when no other run has tasks here, nor will have before this one has ended."""
+
+    def beside(self, worker: str) -> tuple[str, ...]:
+        """Return the workers on the host of one, for networks or not; () if that is not known."""
+
+    def choose(self, files: ModelFiles, wanted: dict[str, Any]) -> Setup:
+        """Let a worker choose what a network runs on."""
+
+    @property
+    def workers(self) -> int:
+        """How many processes run networks, as far as is known."""
+
+
+def next_done(done: queue.SimpleQueue[Any], executor: Executor) -> Any:
+    """Wait for a future; raises if whoever should finish it is gone."""
+    while True:
+        executor.check()
+        try:
+            return done.get(timeout=LOOK)
+        except queue.Empty:
+            continue
