@@ -131,7 +131,9 @@ class TestOverlap:
         def forgetting(folder):
             before = set(task._workers)
             forget(folder)
-            closed.append({key[0] for key in before - set(task._workers)} - {str(folder)})
+            closed.append(
+                {key[0] for key in before - set(task._workers)} - {str(folder / "plan.json")}
+            )
 
         monkeypatch.setattr(large, "forget_run", forgetting)
         predict([scenes], tmp_path, config(model))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import pytest
 import rasterio
 from PIL import Image
 from rasterio.control import GroundControlPoint
 from rasterio.errors import NotGeoreferencedWarning
+from rasters import picture, write_tif
 
 from tilenet.errors import InputError
 from tilenet.geometry import Window
@@ -166,3 +169,17 @@ def test_nodata_of_signed_integers(tmp_path, nodata):
     _, valid = open_raster(tmp_path / "a.tif").read(Window(0, 0, 20, 30), np.zeros(1))
     assert valid is not None
     assert np.array_equal(~valid, values[0] == nodata)
+
+
+def test_pages_in_a_circle_and_a_codec_of_nobody(tmp_path):
+    path = write_tif(tmp_path / "a.tif", picture(40, 50))
+    data = bytearray(path.read_bytes())
+    [first] = struct.unpack_from("<I", data, 4)
+    [tags] = struct.unpack_from("<H", data, first)
+    for entry in range(first + 2, first + 2 + 12 * tags, 12):
+        if struct.unpack_from("<H", data, entry) == (259,):
+            struct.pack_into("<H", data, entry + 8, 65535)
+    struct.pack_into("<I", data, first + 2 + 12 * tags, first)
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="codec 65535"):
+        open_raster(path)

@@ -138,6 +138,8 @@ def find(path: str, view: View, *, checked: bool = True) -> Found:
 
 
 def _find(path: str, file: Any, view: View, *, checked: bool) -> Found:
+    # Walks the chain of pages, which may be a circle: else the look for series would not end.
+    len(file.pages)
     series = file.series[0]
     _check_codec(series.keyframe.compression, path)
     axes, shape = _axes(series, path), series.shape
