@@ -392,6 +392,34 @@ def test_one_that_is_repeated_while_python_still_drops_errors(monkeypatch):
     assert sent == [signal.SIGTERM] * 2
 
 
+HALF_MADE = """
+import asyncio, signal
+
+class Half(asyncio.SelectorEventLoop):
+    def _make_self_pipe(self):
+        self.itself = self  # so that it is freed late
+        signal.raise_signal(signal.SIGINT)
+
+asyncio.new_event_loop = Half
+"""
+
+
+def test_a_signal_while_an_event_loop_is_made(source, model, tmp_path, environment):
+    """zarr makes one: the half of it, and the coroutine that waits for it, must not complain."""
+    (tmp_path / "sitecustomize.py").write_text(HALF_MADE)
+    paths = os.pathsep.join([str(tmp_path), environment.get("PYTHONPATH", "")])
+    arguments = [
+        sys.executable, "-m", "tilenet", "predict", str(source), "--out", str(tmp_path / "x.zarr"),
+        "--model", str(model), *(f"--{k}={v}" for k, v in BLOCKS.items()),
+    ]  # fmt: skip
+    done = subprocess.run(
+        arguments, env=environment | {"PYTHONPATH": paths}, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1].startswith("tilenet: error: interrupted")
+
+
 def test_a_signal_that_a_library_takes_for_its_own_error():
     def build():
         try:

@@ -1,7 +1,9 @@
 """The command: `tilenet` and `python -m tilenet`."""
 
+import gc
 import signal
 import sys
+import warnings
 
 _STOPPED = 128
 """Exit codes from here on say which signal ended a run: another one may end it at once."""
@@ -21,7 +23,16 @@ def main() -> None:
         # What is done is done: a signal while Python ends must not make a failure of it.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
+    else:
+        _drop_remains()
     sys.exit(code)
+
+
+def _drop_remains() -> None:
+    """Let go of what a signal left half made, an event loop say: it complains as it is freed."""
+    warnings.simplefilter("ignore")
+    sys.unraisablehook = lambda _: None
+    gc.collect()
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from fault_inputs import Bench
 from forked import SECONDS, Forked
 from places import differences
 
-SHORT, LONG = 400, 20_000
+SHORT, LONG = 200, 20_000
 CODES = {0, 3, 4, 5, 7, 8}
 _LARGE = 1e8  # pixels to decode: what claims to be larger may take longer than a trial
 
