@@ -380,6 +380,48 @@ def test_a_signal_ends_a_pack(model, environment, tmp_path):
     assert "interrupted" in err
 
 
+KILLER = """
+import os
+from tilenet.sources.raster import Raster
+read = Raster.read
+def deadly(self, window, *rest):
+    block = (window.row, window.col) == (128, 128) and self.info.path.endswith("1.tif")
+    if block or self.info.path.endswith("small.png"):
+        os.kill(os.getpid(), 9)
+    return read(self, window, *rest)
+Raster.read = deadly
+"""
+
+
+def test_what_kills_its_workers_costs_its_own_mask_only(
+    scenes, model, alone, environment, tmp_path
+):
+    """A block of one raster, and a small one in a pack with others, beside two that are sound."""
+    (tmp_path / "sitecustomize.py").write_text(KILLER)
+    path = os.pathsep.join([str(tmp_path), environment.get("PYTHONPATH", "")])
+    images, out = tmp_path / "images", tmp_path / "m"
+    images.mkdir()
+    for k in range(3):
+        shutil.copy(scenes / f"{k}.tif", images)
+    for name in ("fellow", "small"):
+        write_image(images / f"{name}.png", picture(40, 50))
+    done = subprocess.run(
+        [sys.executable, "-m", "tilenet", *map(str, arguments(images, out, model)),
+         "--json", "--scheduler", "processes:2"],
+        env={**environment, "PYTHONPATH": path}, capture_output=True, text=True, timeout=280,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 7, done.stderr
+    result = json.loads(done.stdout)
+    invalid = {Path(run["output"]).stem: run["blocks_invalid"] for run in result["runs"]}
+    assert invalid == {"0": [], "1": [4, 5], "2": [], "fellow": []}  # 5 needs tiles of 4's
+    assert [Path(one["input"]).name for one in result["failed"]] == ["1.tif", "small.png"]
+    assert {k: made(out)[k] for k in (0, 2)} == {k: alone[k] for k in (0, 2)}
+    assert (out / "fellow.tif").exists()
+    assert not (out / "small.tif").exists()
+    assert hidden(out) == []
+
+
 class TestFolderLock:
     def test_a_second_run_is_refused_at_once(self, cli, scenes, model, tmp_path):
         with folder_locked(tmp_path / "m"):
