@@ -200,6 +200,16 @@ def line(source, out, model, *more):
     return ["predict", source, "--out", out, "--model", model, "--tile", 32, "--overlap", 0, *more]
 
 
+def damaged(path):
+    """Write a raster of which a tile cannot be decoded."""
+    write_tif(path, picture(256, 256), block=128)
+    with rasterio.open(path) as src:
+        place = int(src.get_tag_item("BLOCK_OFFSET_1_1", "TIFF", bidx=1))
+    data = bytearray(path.read_bytes())
+    data[place : place + 500] = bytes([0xA5]) * 500
+    path.write_bytes(data)
+
+
 @pytest.fixture
 def three(tmp_path):
     for k in range(3):
@@ -248,12 +258,7 @@ class TestSkipping:
         assert [(Path(one["input"]).stem, one["code"]) for one in found["failed"]] == [("1", 5)]
 
     def test_a_mask_with_holes_is_no_finished_one(self, cli, model, tmp_path):
-        path = write_tif(tmp_path / "in" / "a.tif", picture(256, 256), block=128)
-        with rasterio.open(path) as src:
-            place = int(src.get_tag_item("BLOCK_OFFSET_1_1", "TIFF", bidx=1))
-        data = bytearray(path.read_bytes())
-        data[place : place + 500] = bytes([0xA5]) * 500
-        path.write_bytes(data)
+        damaged(tmp_path / "in" / "a.tif")
         for _ in range(2):
             done = cli(*line(tmp_path / "in", tmp_path / "m", model, "--skip-finished", "--json"))
             assert done.code == 7
@@ -377,6 +382,21 @@ class TestRecord:
         }  # fmt: skip
         assert os.listdir(path.parent) == ["run.json"]  # noqa: PTH208
         assert Record([], path)  # ours is replaced
+
+    def test_of_the_only_input(self, cli, model, tmp_path):
+        """It tells what it does of one among several."""
+        hurt, broken = tmp_path / "hurt.tif", tmp_path / "broken.png"
+        damaged(hurt)
+        broken.write_bytes(b"no picture")
+        for source, code, outcome in ((hurt, 7, "partial"), (broken, 3, "failed")):
+            out = tmp_path / "m" / f"{source.stem}.tif"
+            done = cli(*line(source, out, model, "--summary", tmp_path / "run.json",
+                             "--progress", "json"))  # fmt: skip
+            record = json.loads((tmp_path / "run.json").read_text())
+            assert (done.code, record["exit_code"], record[outcome]) == (code, code, 1)
+            [one] = record["outcomes"]
+            assert (one["outcome"], one["code"]) == (outcome, code)
+            assert "fail" in [event["event"] for event in events(done.err)]
 
     def test_of_a_read_that_does_not_end(self, three, model, environment, tmp_path):
         (tmp_path / "sitecustomize.py").write_text(

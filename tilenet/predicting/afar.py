@@ -18,7 +18,7 @@ from tilenet.errors import (
 )
 from tilenet.events import Tracker
 from tilenet.predicting.asking import Clock, cluster_for, makes_one, plan_of, request_for, scenes_of
-from tilenet.predicting.single import result_of, run_one
+from tilenet.predicting.single import result_of, run_one, tell_end, telling_failure
 from tilenet.predicting.telling import say_notes
 from tilenet.results import PredictResult, run_result
 from tilenet.sources import Input, RemoteName
@@ -63,24 +63,24 @@ def _predict_copied(
     tracker: Tracker,
     cluster: Executor | None,
 ) -> PredictResult:
-    clock, known = Clock(), place.known()
-    tracker.begin([found[0].path.absolute()])
-    setup, source = None if known is None else known.setup, found[0]
+    clock, known, source = Clock(), place.known(), found[0]
+    path = source.path.absolute()
+    tracker.begin([path])
+    setup = None if known is None else known.setup
     request = request_for(config, setup, scenes_of(found, config), cluster)
-    plan = plan_of(Job(source.path, place.local), request)
-    done = place.check(plan, overwrite=config.overwrite)
-    if done is not None:
-        pixels = plan.raster.height * plan.raster.width
-        say_notes([plan])
-        path = source.path.absolute()
-        tracker.expect(path, pixels)
-        tracker.finish(path, place.place, seconds=clock.seconds, resumed=True)
-        out, blocks = place.place, done.blocks
-        return result_of(run_result(plan, out, done, Meter(), clock.seconds, resumed=blocks), clock)
-    # What is in the scratch folder by then is this plan's.
-    here = replace(request, config=config.model_copy(update={"overwrite": False}))
-    with place.owned(plan, overwrite=config.overwrite) as mirror:
-        result = run_one(source, place.local, here, tracker, mirror, cluster)
-        mirror.finish(place.local, plan.zarr_format)
+    with telling_failure(tracker, path):
+        plan = plan_of(Job(source.path, place.local), request)
+        done = place.check(plan, overwrite=config.overwrite)
+        if done is not None:
+            say_notes([plan])
+            tracker.expect(path, plan.raster.height * plan.raster.width)
+            there = run_result(plan, place.place, done, Meter(), clock.seconds, resumed=done.blocks)
+            tell_end(tracker, path, there, resumed=True)
+            return result_of(there, clock)
+        # What is in the scratch folder by then is this plan's.
+        here = replace(request, config=config.model_copy(update={"overwrite": False}))
+        with place.owned(plan, overwrite=config.overwrite) as mirror:
+            result = run_one(source, place.local, here, tracker, mirror, cluster)
+            mirror.finish(place.local, plan.zarr_format)
     [run] = result.runs
     return result_of(replace(run, output=str(place.place)), clock)

@@ -42,7 +42,7 @@ from tilenet.predicting.asking import (
     seen,
     skip_finished,
 )
-from tilenet.predicting.single import item_result, run_large_one
+from tilenet.predicting.single import item_result, run_large_one, tell_end
 from tilenet.predicting.telling import say_notes
 from tilenet.results import Failure, PredictResult, RunResult
 from tilenet.sources import Input, RemoteName
@@ -166,9 +166,7 @@ class _Many:
 
     def _finish(self, path: Path | RemoteName, run: RunResult, *, resumed: bool) -> None:
         self.runs[path] = run
-        self._tracker.finish(path, run.output, seconds=run.seconds, resumed=resumed)
-        if (failure := run.failure()) is not None:
-            self._tracker.fail(path, failure.code, failure.error)
+        tell_end(self._tracker, path, run, resumed=resumed)
 
 
 def predict_many(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from tilenet.engine.part import run_part
 from tilenet.engine.plan import Plan
 from tilenet.engine.run import run_many
 from tilenet.engine.runfolder import outside
+from tilenet.errors import error_of_one
 from tilenet.events import Tracker
 from tilenet.part import Part
 from tilenet.predicting.asking import (
@@ -44,7 +46,15 @@ from tilenet.predicting.telling import say_bottleneck, say_notes, say_plan, say_
 from tilenet.results import PredictResult, RunResult, run_result
 from tilenet.sources import Input
 
-__all__ = ["item_result", "predict_one", "result_of", "run_large_one", "run_one"]
+__all__ = [
+    "item_result",
+    "predict_one",
+    "result_of",
+    "run_large_one",
+    "run_one",
+    "tell_end",
+    "telling_failure",
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -85,6 +95,26 @@ def item_result(item: PackItem, spans: Spans, seconds: float) -> RunResult:
     return run_result(item.plan, item.out, item.done, meter, seconds, resumed=blocks)
 
 
+def tell_end(tracker: Tracker, path: object, run: RunResult, *, resumed: bool) -> None:
+    """Tell that a mask is complete, and whether a part of it has no answer."""
+    if run.complete:
+        tracker.finish(path, run.output, seconds=run.seconds, resumed=resumed)
+    if (failure := run.failure()) is not None:
+        tracker.fail(path, failure.code, failure.error)
+
+
+@contextmanager
+def telling_failure(tracker: Tracker, path: object) -> Iterator[None]:
+    """Tell of an error that is the only input's own; what any would meet leaves it open."""
+    try:
+        yield
+    except Exception as error:
+        own = error_of_one(error, path)
+        if own is not None:
+            tracker.fail(path, own.code, str(own))
+        raise
+
+
 def predict_one(
     found: list[Input], out: Path, config: PredictConfig, tracker: Tracker
 ) -> PredictResult:
@@ -98,9 +128,10 @@ def predict_one(
     setup = None if known is None else known.setup
     with cluster_for(config) as cluster:
         request = request_for(config, setup, scenes_of(found, config), cluster)
-        if config.part is None:
-            return run_one(found[0], out, request, tracker, cluster=cluster)
-        return _run_part(found[0], out, request, config.part, tracker, cluster)
+        with telling_failure(tracker, job.path):
+            if config.part is None:
+                return run_one(found[0], out, request, tracker, cluster=cluster)
+            return _run_part(found[0], out, request, config.part, tracker, cluster)
 
 
 def _run_part(
@@ -134,8 +165,7 @@ def _run_part(
         resumed=large.resumed, part=part, missing=large.missing,
     )  # fmt: skip
     say_bottleneck(run)
-    if run.complete:
-        tracker.finish(path, out, seconds=run.seconds, resumed=not large.meter.tiles_forwarded)
+    tell_end(tracker, path, run, resumed=not large.meter.tiles_forwarded)
     return result_of(run, clock)
 
 
@@ -187,7 +217,7 @@ def run_one(
     else:
         with executor_for(config, item.plan.lattice.blocks, cluster) as executor:
             run = run_large_one(item.plan, out, executor, config, advance, copy)
-    tracker.finish(path, out, seconds=run.seconds, resumed=item.resumed)
+    tell_end(tracker, path, run, resumed=item.resumed)
     return result_of(run, clock)
 
 
