@@ -19,7 +19,8 @@ from rasters import TRANSFORM, UTM, picture, write_tif
 
 from tilenet import api
 from tilenet.config import PredictConfig, load_config
-from tilenet.errors import InputError, ModelError, UsageError
+from tilenet.engine.recipe import _portable
+from tilenet.errors import InputError, ModelError, OutputError, UsageError
 from tilenet.geometry import Window
 from tilenet.sources import Grid, View, grid_of, open_raster
 from tilenet.sources.bands import bands_in_use
@@ -554,6 +555,23 @@ class TestMosaic:
         (folder / "d.tif").write_bytes((folder / "c.tif").read_bytes())
         chunk.write_bytes(data[:-3])
         assert cli("verify", out, "--repair").code == 3
+
+    def test_one_that_has_grown_is_not_skipped(self, folder, models, tmp_path):
+        scenes, out = sorted(folder.glob("*.tif")), tmp_path / "x.tif"
+        run(scenes[:2], out, models / "pointwise.onnx", mosaic=True)
+        for inputs, mosaic, skipped in (
+            (scenes[:2], True, 1), (scenes, True, 0), (scenes[:1], False, 0), (scenes[:1], True, 0)
+        ):  # fmt: skip
+            keys = {"mosaic": mosaic, "skip_finished": True}
+            if skipped:
+                assert run(inputs, out, models / "pointwise.onnx", **keys).skipped
+            else:
+                with pytest.raises(OutputError, match="made by another run"):
+                    run(inputs, out, models / "pointwise.onnx", **keys)
+
+    def test_its_mask_names_no_secrets(self):
+        view = View(mosaic=("https://host/a.tif?sig=secret", "b.tif"))
+        assert _portable(view)["mosaic"] == ["https://host/a.tif", "b.tif"]
 
     def test_with_a_grid_of_another_crs(self, folder, tmp_path):
         merged = tmp_path / "merged.tif"

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import networks
@@ -14,11 +15,11 @@ import pytest
 import rasterio
 from rasters import picture, write_image, write_tif
 
-from tilenet import durable, stops
+from tilenet import durable, mask_api, stops
 from tilenet.api import predict
 from tilenet.cli import run as command_line
 from tilenet.config import PredictConfig
-from tilenet.engine import large, output
+from tilenet.engine import large, output, pack
 from tilenet.engine.runfolder import locked, run_folder
 from tilenet.errors import InterruptError, OutputError, ResourceError
 from tilenet.stops import stopping_on_signals
@@ -98,6 +99,63 @@ def test_a_crash_while_the_run_folder_is_removed(source, model, tmp_path, name, 
     for part in left:
         (run_folder(out) / part).touch()
     assert run(source, out, model).blocks_resumed == 12
+    assert not run_folder(out).exists()
+
+
+def test_a_crash_once_the_old_mask_is_replaced(source, model, tmp_path, monkeypatch):
+    """The old one lies in the run folder still; the same command makes room again."""
+    out = tmp_path / "x.zarr"
+    run(source, out, model)
+    with monkeypatch.context() as patch:
+        patch.setattr(large, "remove_run_folder", crash)
+        with pytest.raises(Crash):
+            run(source, out, model, overwrite=True)
+    assert (run_folder(out) / "replaced" / "x.zarr").is_dir()
+    assert run(source, out, model, overwrite=True).complete
+    assert not run_folder(out).exists()
+    assert mask_api.verify(out).ok
+
+
+def test_a_repair_leaves_an_unfinished_run_alone(source, model, tmp_path, monkeypatch):
+    out = tmp_path / "x.zarr"
+    run(source, out, model)
+    chunk = next(p for p in (out / "mask" / "c").rglob("*") if p.is_file())
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    other = {"overwrite": True, "overlap": 32}
+    with monkeypatch.context() as patch:
+        patch.setattr(large, "publish", crash)
+        with pytest.raises(Crash):
+            run(source, out, model, **other)
+    with pytest.raises(OutputError, match="unfinished run"):
+        mask_api.verify(out, repair=True)
+    assert run(source, out, model, **other).blocks_resumed == 12
+
+
+@pytest.mark.parametrize("blocks", [BLOCKS, ONE_BLOCK])
+@pytest.mark.parametrize("name", ["x.zarr", "x.tif", "x.png"])
+@pytest.mark.parametrize("same", [True, False])
+def test_a_run_that_another_one_overtakes(source, model, tmp_path, monkeypatch, blocks, name, same):
+    """Both found the output free; the slower one must not replace what the faster one made."""
+    out, looked = tmp_path / name, []
+    faster = blocks if same else blocks | {"overlap": 32}
+    check = pack.check_output
+
+    def overtaken(path, plan, *, overwrite):
+        found = check(path, plan, overwrite=overwrite)
+        if not looked:
+            looked.append(path)
+            run(source, out, model, **faster)
+        return found
+
+    monkeypatch.setattr(pack, "check_output", overtaken)
+    if same:
+        assert run(source, out, model, **blocks).complete
+    else:
+        with pytest.raises(OutputError, match=r"overlap|another run"):
+            run(source, out, model, **blocks)
+    monkeypatch.undo()
+    result = run(source, out, model, **faster)
+    assert result.blocks_resumed == result.blocks
     assert not run_folder(out).exists()
 
 
@@ -392,6 +450,44 @@ def test_one_that_is_repeated_while_python_still_drops_errors(monkeypatch):
     assert sent == [signal.SIGTERM] * 2
 
 
+SLOW = """
+import time
+from tilenet.engine.block import BlockJob
+add = BlockJob.add
+def slowly(self, *arguments):
+    time.sleep(0.5)
+    add(self, *arguments)
+BlockJob.add = slowly
+"""
+
+
+@pytest.mark.parametrize("blocks", [9, 289])  # on threads, and on a cluster within the process
+def test_a_stop_does_not_wait_for_whole_blocks(model, tmp_path, environment, blocks):
+    side = {9: 1500, 289: 1088}[blocks]
+    (tmp_path / "sitecustomize.py").write_text(SLOW)
+    big = write_tif(tmp_path / "big.tif", picture(side, side))
+    block = {9: 512, 289: 64}[blocks]
+    line = [
+        sys.executable, "-m", "tilenet", "predict", str(big), "--out", str(tmp_path / "x.zarr"),
+        "--model", str(model), "--tile=32", "--overlap=16", f"--block={block}", "--chunk=64",
+    ]  # fmt: skip
+    paths = os.pathsep.join([str(tmp_path), environment.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        line, env=environment | {"PYTHONPATH": paths}, stderr=subprocess.PIPE, text=True
+    )
+    strips = run_folder(tmp_path / "x.zarr") / "strips"
+    until = time.monotonic() + 60
+    while not strips.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(2)
+    start = time.monotonic()
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert err.splitlines()[-1].startswith("tilenet: error: interrupted")
+    assert time.monotonic() - start < 8  # a block of 512 has 1,024 tiles of half a second
+
+
 HALF_MADE = """
 import asyncio, signal
 
@@ -430,6 +526,24 @@ def test_a_signal_that_a_library_takes_for_its_own_error():
     with pytest.raises(InterruptError) as caught, stopping_on_signals():
         build()
     assert caught.value.code == 143
+
+
+def test_scores_that_are_no_numbers_are_told_of_small_ones_too(tmp_path, caplog):
+    """The broken network divides 0 by 0 where the first band is 0."""
+    network = networks.broken(tmp_path / "broken.onnx")
+    for name, zeros in (("a", 0), ("b", 5), ("c", 6)):
+        values = picture(60, 70, seed=ord(name)) | 1
+        values[0].flat[:zeros] = 0
+        write_image(tmp_path / "in" / f"{name}.png", values)
+    config = PredictConfig(model=str(network), **ONE_BLOCK)
+    with caplog.at_level("WARNING", "tilenet"):
+        found = predict([tmp_path / "in"], tmp_path / "out", config)
+        assert "22 scores were not finite" in caplog.text  # of two classes each
+        assert [one.nonfinite_scores for one in found.runs] == [0, 10, 12]
+        caplog.clear()
+        [one] = predict([tmp_path / "in" / "b.png"], tmp_path / "one.png", config).runs
+        assert "10 scores were not finite" in caplog.text
+        assert one.nonfinite_scores == 10
 
 
 # -- the command

@@ -12,7 +12,7 @@ from typing import Any
 
 from tilenet.errors import InterruptError
 
-__all__ = ["is_stopping", "stopping_on_signals"]
+__all__ = ["check_stopping", "is_stopping", "stopping_on_signals"]
 
 _SOON = 0.01  # seconds
 _raised: list[InterruptError] = []
@@ -57,6 +57,13 @@ def _send(number: int) -> None:
 def is_stopping() -> bool:
     """Return whether a signal has stopped this process: threads may end what nobody awaits."""
     return bool(_raised)
+
+
+def check_stopping() -> None:
+    """Raise InterruptError in a thread of this process if a signal has stopped it."""
+    if _raised:
+        error = _raised[-1]
+        raise InterruptError(error.what, error.where, error.do, code=error.code)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from tilenet.engine.reading import read_window
 from tilenet.geometry import Window
 from tilenet.lattice import Lattice
 from tilenet.models.session import Session, SumsLike, Tile
+from tilenet.stops import check_stopping
 
 __all__ = ["BlockJob", "Forwarded", "drive", "join"]
 
@@ -258,6 +259,7 @@ def drive(session: Session, jobs: Sequence[tuple[BlockJob, Any]], shape: tuple[i
     tiles = [tile for job, pixels in jobs for tile in job.tiles(pixels)]
     places = ((job, k) for job, _ in jobs for k in range(len(job.parts)))
     for (job, k), scores in zip(places, session.scores(tiles, shape), strict=True):
+        check_stopping()  # nobody waits for this block any more
         job.add(k, scores, session)
 
 

@@ -20,7 +20,14 @@ from tilenet.engine.document import Finished, encode_document, plan_document
 from tilenet.engine.executor import Executor
 from tilenet.engine.journal import BlockRecord, Journal, decode, records_of
 from tilenet.engine.meter import Meter
-from tilenet.engine.output import check_in_progress, check_output, export, publish, upper_levels
+from tilenet.engine.output import (
+    check_in_progress,
+    check_output,
+    export,
+    plan_in_progress,
+    publish,
+    upper_levels,
+)
 from tilenet.engine.plan import Plan
 from tilenet.engine.room import check_room, with_room
 from tilenet.engine.run import Progress, run_blocks
@@ -189,6 +196,10 @@ def _run(
     copy: Copy | None,
 ) -> LargeResult:
     with locked(folder) as owner:
+        done = _finished_meanwhile(plan, out, folder, overwrite=overwrite)
+        if done is not None:
+            progress(plan.raster.height * plan.raster.width)
+            return LargeResult(done, plan.lattice.blocks, Meter())
         plan = set_up(plan, out, folder, overwrite=overwrite)
         with _journal(plan, folder, owner, copy) as journal:
             resumed = len([b for b in journal.blocks if b >= 0])
@@ -204,6 +215,19 @@ def _run(
             )
         remove_run_folder(folder)
     return LargeResult(done, resumed, meter)
+
+
+def _finished_meanwhile(plan: Plan, out: Path, folder: Path, *, overwrite: bool) -> Finished | None:
+    """Return the figures of the output if another run made it since this one looked."""
+    try:
+        done = check_output(out, plan, overwrite=overwrite)
+    except OutputError:
+        if plan_in_progress(out) is None:  # the folder is ours, and empty
+            remove_run_folder(folder)
+        raise
+    if done is not None:
+        remove_run_folder(folder)
+    return done
 
 
 @contextmanager

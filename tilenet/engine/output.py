@@ -213,6 +213,8 @@ def _making_room(out: Path, *, overwrite: bool) -> Iterator[None]:
         aside.mkdir(parents=True, exist_ok=True)
     try:
         for path in moved:
+            if (aside / path.name).is_dir():  # a run that was killed had replaced it
+                shutil.rmtree(aside / path.name)
             path.replace(aside / path.name)
         yield
     except BaseException:

@@ -133,6 +133,8 @@ class PackItem:
         The mask was there already.
     error : TilenetError or None
         Why it failed.
+    nonfinite : int
+        Scores that count as 0.
     """
 
     job: Job
@@ -141,6 +143,7 @@ class PackItem:
     done: Finished | None = None
     resumed: bool = False
     error: TilenetError | None = None
+    nonfinite: int = 0
 
 
 @dataclass(slots=True)
@@ -295,6 +298,7 @@ def _write(
     done = replace(loaded.block.finish(), failed=loaded.failed)
     spans.forwarded += done.tiles_forwarded
     spans.nonfinite += done.nonfinite
+    loaded.item.nonfinite = done.nonfinite
     record = record_of(0, done, (), len(plan.spec.classes))
     finished = Finished(record.pixels, record.tiles, record.tiles_skipped, 1, record.invalid)
     finished.check(plan)
@@ -307,6 +311,8 @@ def _write(
     with locked(folder):
         check_in_progress(out, plan, overwrite=config.overwrite)
         try:
+            if check_output(out, plan, overwrite=config.overwrite) is not None:
+                return finished  # another run of this plan was quicker: the same bytes
             if plan.format == "zarr":
                 _write_store(plan, done, finished, record, folder)
                 publish(

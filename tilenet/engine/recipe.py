@@ -89,7 +89,8 @@ def lattice_of(document: dict[str, Any]) -> Lattice:
 
 def _portable(view: View) -> dict[str, Any]:
     """Return a view as plain values, without what its user was allowed to do."""
-    return {key: value for key, value in asdict(view).items() if key != "allow_remote"}
+    kept = {key: value for key, value in asdict(view).items() if key != "allow_remote"}
+    return kept | {"mosaic": [without_secrets(name) for name in view.mosaic]}
 
 
 def view_of(recipe: dict[str, Any]) -> View:

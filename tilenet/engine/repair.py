@@ -21,6 +21,7 @@ from tilenet.engine.inspection import Bad, Inspection, damaged_blocks, read_pixe
 from tilenet.engine.journal import Journal
 from tilenet.engine.large import JOURNAL, run_large
 from tilenet.engine.meter import Spans
+from tilenet.engine.output import plan_in_progress
 from tilenet.engine.plan import Plan
 from tilenet.engine.recipe import plan_from
 from tilenet.engine.runfolder import PLAN, locked, outside, run_folder, scratch
@@ -33,7 +34,7 @@ from tilenet.engine.task import (
     mark_lost,
     write_block,
 )
-from tilenet.errors import VerifyError
+from tilenet.errors import OutputError, VerifyError
 from tilenet.geometry import Window
 from tilenet.pyramid import halve
 from tilenet.sinks import MaskStore, StoredChunk
@@ -61,8 +62,13 @@ def repair(found: Inspection, source: Path | None = None, model: Path | None = N
     VerifyError
         What is made differs from what the run made.
     OutputError
-        Another run or repair is at work on this mask.
+        Another run or repair is at work on this mask, or an unfinished one is to replace it.
     """
+    known = plan_in_progress(found.path)
+    if known is not None and known.hash != found.document["plan_hash"]:
+        raise OutputError(
+            "an unfinished run of this output", run_folder(found.path), "finish it, or remove it"
+        )
     if found.path.is_dir():
         _repair_store(found, source, model)
     else:

@@ -17,7 +17,9 @@ from tilenet.strangers import is_store, parse_json
 __all__ = ["finished_mask"]
 
 
-def finished_mask(job: Job, wanted: Format | None, *, named: bool = False) -> Path | None:
+def finished_mask(
+    job: Job, wanted: Format | None, scenes: tuple[str, ...] = (), *, named: bool = False
+) -> Path | None:
     """Return the complete mask of a raster that is there already, None if it must be made.
 
     Whichever model and options made it, and whether the raster is still the same, does not matter;
@@ -29,6 +31,8 @@ def finished_mask(job: Job, wanted: Format | None, *, named: bool = False) -> Pa
         The raster and where its mask goes.
     wanted : str or None
         The format it must have.
+    scenes : tuple of str
+        The rasters of a mosaic.
     named : bool
         `job.out` is the mask's own name.
     """
@@ -36,7 +40,7 @@ def finished_mask(job: Job, wanted: Format | None, *, named: bool = False) -> Pa
         if run_folder(out).exists():  # what a crash left is for the run to sweep
             continue
         said = _said(out)
-        if _is_of(said, job) and not said["invalid"]:
+        if _is_of(said, job, scenes) and not said["invalid"]:
             return out
     return None
 
@@ -56,6 +60,11 @@ def _said(out: Path) -> dict[str, Any]:
         return {}  # the run says what is wrong with it
 
 
-def _is_of(said: dict[str, Any], job: Job) -> bool:
-    made_of = said.get("recipe", {}).get("input")
-    return "pixels" in said and bool(made_of == without_secrets(str(job.path.absolute())))
+def _is_of(said: dict[str, Any], job: Job, scenes: tuple[str, ...]) -> bool:
+    try:
+        made_of = [said["recipe"]["input"], *said["recipe"]["view"]["mosaic"]]
+    except (KeyError, TypeError):  # a stranger's, or nothing
+        return False
+    wanted = [job.path.absolute(), *scenes]
+    shown = [[without_secrets(str(name)) for name in names] for names in (made_of, wanted)]
+    return "pixels" in said and shown[0] == shown[1]

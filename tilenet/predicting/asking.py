@@ -181,12 +181,17 @@ def plan_of(job: Job, request: Request) -> Plan:
 
 
 def skip_finished(
-    jobs: list[Job], config: PredictConfig, tracker: Tracker, *, named: bool = False
+    jobs: list[Job],
+    config: PredictConfig,
+    tracker: Tracker,
+    scenes: tuple[str, ...] = (),
+    *,
+    named: bool = False,
 ) -> dict[Path | RemoteName, Skipped]:
     """Return the inputs to leave alone, if that is asked for."""
     skipped = {}
     for job in jobs if config.skip_finished else ():
-        mask = finished_mask(job, config.format, named=named)
+        mask = finished_mask(job, config.format, scenes, named=named)
         if mask is not None:
             skipped[job.path] = Skipped(without_secrets(str(job.path)), str(mask))
             tracker.skip(job.path, mask)

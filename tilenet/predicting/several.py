@@ -43,7 +43,7 @@ from tilenet.predicting.asking import (
     skip_finished,
 )
 from tilenet.predicting.single import item_result, run_large_one, tell_end
-from tilenet.predicting.telling import say_notes
+from tilenet.predicting.telling import say_nonfinite, say_notes
 from tilenet.results import Failure, PredictResult, RunResult
 from tilenet.sources import Input, RemoteName
 
@@ -97,6 +97,7 @@ class _Many:
     def __init__(self, jobs: list[Job], request: Request, clock: Clock, tracker: Tracker) -> None:
         self._jobs, self._request, self._clock, self._tracker = jobs, request, clock, tracker
         self._plans: list[Plan | None] = []
+        self._nonfinite = 0
         self._large: dict[Path | RemoteName, PackItem] = {}
         self._works: deque[Work] = deque([self._packs])
         self.runs: dict[Path | RemoteName, RunResult] = {}
@@ -123,8 +124,10 @@ class _Many:
             self._plans += [item.plan for item in items if item.plan and item.plan.raster.notes]
             for item, share in zip(items, _shares(items), strict=True):
                 self._take(item, spans.part(share))
+            self._nonfinite += sum(item.nonfinite for item in items)
         self._tracker.all_known()
         say_notes(self._plans)
+        say_nonfinite(self._nonfinite)
 
     def _take(self, item: PackItem, spans: Spans) -> None:
         path = item.job.path

@@ -42,7 +42,14 @@ from tilenet.predicting.asking import (
     seen,
     skip_finished,
 )
-from tilenet.predicting.telling import say_bottleneck, say_notes, say_plan, say_savings, say_strips
+from tilenet.predicting.telling import (
+    say_bottleneck,
+    say_nonfinite,
+    say_notes,
+    say_plan,
+    say_savings,
+    say_strips,
+)
 from tilenet.results import PredictResult, RunResult, run_result
 from tilenet.sources import Input
 
@@ -71,8 +78,7 @@ def run_large_one(
     start = time.perf_counter()
     say_plan(plan)
     large = run_large(plan, out, executor, progress, overwrite=config.overwrite, copy=copy)
-    if large.meter.nonfinite:
-        _logger.warning("%d scores were not finite and count as 0", large.meter.nonfinite)
+    say_nonfinite(large.meter.nonfinite)
     say_strips(large.meter)
     seconds = time.perf_counter() - start
     result = run_result(plan, out, large.done, large.meter, seconds, resumed=large.resumed)
@@ -90,6 +96,7 @@ def item_result(item: PackItem, spans: Spans, seconds: float) -> RunResult:
     assert item.done is not None
     meter = Meter()
     meter.add(spans)
+    meter.nonfinite = item.nonfinite
     meter.tiles_forwarded = 0 if item.resumed else item.done.tiles - item.done.tiles_skipped
     blocks = item.done.blocks if item.resumed else 0
     return run_result(item.plan, item.out, item.done, meter, seconds, resumed=blocks)
@@ -122,12 +129,13 @@ def predict_one(
     out = named_output(out, config)
     job = Job(found[0].path.absolute(), out)
     tracker.begin([job.path])
-    if skipped := skip_finished([job], config, tracker, named=True):
+    scenes = scenes_of(found, config)
+    if skipped := skip_finished([job], config, tracker, scenes, named=True):
         return PredictResult((), skipped=tuple(skipped.values()))
     known = plan_in_progress(out)
     setup = None if known is None else known.setup
     with cluster_for(config) as cluster:
-        request = request_for(config, setup, scenes_of(found, config), cluster)
+        request = request_for(config, setup, scenes, cluster)
         with telling_failure(tracker, job.path):
             if config.part is None:
                 return run_one(found[0], out, request, tracker, cluster=cluster)
@@ -158,8 +166,7 @@ def _run_part(
     # A part needs no cluster, however large it is.
     with executor_for(request.config, 1, cluster) as executor:
         large = run_part(plan, out, part, executor, partial(tracker.advance, path))
-    if large.meter.nonfinite:
-        _logger.warning("%d scores were not finite and count as 0", large.meter.nonfinite)
+    say_nonfinite(large.meter.nonfinite)
     run = run_result(
         plan, out, large.done, large.meter, clock.seconds,
         resumed=large.resumed, part=part, missing=large.missing,
@@ -213,6 +220,7 @@ def run_one(
         if item.plan.area is not None and not item.resumed:
             say_savings(item.plan)
         advance(pixels)
+        say_nonfinite(item.nonfinite)
         run = item_result(item, spans, clock.seconds)
     else:
         with executor_for(config, item.plan.lattice.blocks, cluster) as executor:

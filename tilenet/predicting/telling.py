@@ -11,7 +11,14 @@ from tilenet.engine.savings import savings_of
 from tilenet.results import RunResult
 from tilenet.sinks import warnings_for
 
-__all__ = ["say_bottleneck", "say_notes", "say_plan", "say_savings", "say_strips"]
+__all__ = [
+    "say_bottleneck",
+    "say_nonfinite",
+    "say_notes",
+    "say_plan",
+    "say_savings",
+    "say_strips",
+]
 
 _logger = logging.getLogger(__name__)
 _GOOD_EFFICIENCY = 0.7  # share of the time with a forward running, below which a run says why
@@ -52,6 +59,12 @@ def say_plan(plan: Plan) -> None:
             "numbers are not yours",
             plan.raster.dtype, lo, hi,
         )  # fmt: skip
+
+
+def say_nonfinite(scores: int) -> None:
+    """Warn of scores that are no numbers."""
+    if scores:
+        _logger.warning("%d scores were not finite and count as 0", scores)
 
 
 def say_notes(plans: Iterable[Plan | None]) -> None:
