@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import xarray as xr
 import zarr
 from ome_zarr.io import parse_url
 from ome_zarr.reader import Reader
@@ -14,6 +15,7 @@ from rasters import picture, write_tif
 from tilenet import mask_api
 from tilenet.api import predict
 from tilenet.config import PredictConfig
+from tilenet.description import describe_store
 from tilenet.engine import large, output
 from tilenet.engine.runfolder import run_folder
 from tilenet.errors import InputError, OutputError, UsageError
@@ -242,6 +244,16 @@ def test_an_image_of_a_collection(models, source, tmp_path):
     run(source, models, image)
     assert run_folder(image / "labels" / NAME).parent == tmp_path
     assert sorted(p.name for p in whole.iterdir()) == [".zattrs", ".zgroup", "0"]
+
+
+def test_who_opens_a_label(models, source, tmp_path):
+    out = make_image(tmp_path / "i.zarr", 3) / "labels" / NAME
+    run(source, models, tmp_path / "i.zarr")
+    found = describe_store(out)
+    assert "ome-zarr" in found["opens_in"]
+    assert "xarray" in found["does_not_open_in"]
+    with pytest.raises(ValueError, match="conflicting sizes"):
+        xr.open_zarr(out, consolidated=False)
 
 
 def test_a_damaged_label_is_repaired(models, source, tmp_path):

@@ -6,11 +6,12 @@ import labelled
 import numpy as np
 import pytest
 import torch
+from rasterio.crs import CRS
 
 from tilenet.errors import UsageError
 from tilenet.geometry import Georeference, Window
 from tilenet.train_api import train
-from tilenet.training.check import check_data
+from tilenet.training.check import _pixel_size, check_data
 from tilenet.training.config import TrainConfig
 from tilenet.training.datasets import TrainWindows, ValWindows, WindowReader
 from tilenet.training.images import ImageRef
@@ -66,6 +67,14 @@ def test_card_has_what_the_training_part_shows(tmp_path):
     assert card.model_dump()["license"] == "CC0"
     with pytest.raises(ValueError, match="training itself decides mean"):
         TrainConfig(data=".", card={"mean": 0})
+
+
+def test_a_map_in_feet_is_learnt_in_metres():
+    """For predict takes the number so."""
+    turn = {"transform": (10.0, 0.0, 0.0, 0.0, -10.0, 0.0)}
+    for code, side in ((32633, 10.0), (2263, 3.04801), (4326, 10.0)):
+        place = Georeference(crs_wkt=CRS.from_epsg(code).to_wkt(), **turn)
+        assert _pixel_size(place) == ("ground_resolution", side)
 
 
 def test_a_date_is_no_place_on_a_map(tmp_path):

@@ -177,7 +177,7 @@ def describe_store(path: Path) -> Document:
         **_classes(names, plan, spec.georeference, (spec.height, spec.width)),
         "probabilities": list(spec.channels),
         **describe_place(spec.georeference, spec.height, spec.width),
-        **_readers(form, spec.georeference),
+        **_readers(form, spec.georeference, label=spec.label is not None),
         "not_seen": warnings_for(spec),
         "made_by": plan,
     }
@@ -241,10 +241,13 @@ def _classes(
 
 
 def _readers(
-    form: Literal["zarr2", "zarr3", "cog", "ometiff", "png"], place: Georeference
+    form: Literal["zarr2", "zarr3", "cog", "ometiff", "png"],
+    place: Georeference,
+    *,
+    label: bool = False,
 ) -> Document:
     """Return who opens the mask, who misses what of it, and who does not open it."""
-    told = readers_of(form, place)
+    told = readers_of(form, place, label=label)
     if told is None:
         return {}
     return {

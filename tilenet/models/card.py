@@ -72,7 +72,7 @@ class ModelCard(BaseModel):
         Pixels that the network sees before and after a tile it answers, on each axis: what valid
         convolutions lose. The answer begins with the tile and may go on behind it.
     mpp, ground_resolution : float or None
-        Micrometres, or CRS units, per pixel that it was trained on.
+        Micrometres, or metres (on a map in degrees, these), per pixel that it was trained on.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)

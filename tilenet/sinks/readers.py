@@ -63,7 +63,10 @@ FACTS: Mapping[str, Misses] = {
 
 
 def readers_of(
-    form: Literal["zarr2", "zarr3", "cog", "ometiff", "png"], place: Georeference
+    form: Literal["zarr2", "zarr3", "cog", "ometiff", "png"],
+    place: Georeference,
+    *,
+    label: bool = False,
 ) -> Misses | None:
     """Return what every reader misses of a mask; None if that was never measured.
 
@@ -73,12 +76,16 @@ def readers_of(
         How it is stored.
     place : Georeference
         Of its grid; what it does not have, no reader misses.
+    label : bool
+        It is a label of an image, all levels in one group: xarray does not open that.
     """
     name = form if form == "png" else f"{form}-{_kind(place)}"
     if name not in FACTS:
         return None
     known = FACTS[name]
     found = {reader: known.get(reader, ("opening",)) for reader in READERS}
+    if label:
+        found["xarray"] = ("opening",)
     if place.mpp is None or place.is_georeferenced:
         found = {r: tuple(m for m in misses if m != "pixel size") for r, misses in found.items()}
     return found

@@ -158,7 +158,7 @@ def settle(
         trained = (
             f"{view.trained_mpp:g} micrometres per pixel; say what the file has with --source-mpp"
             if view.trained_mpp is not None
-            else f"{view.trained_resolution:g} CRS units per pixel; choose with --resolution"
+            else f"{view.trained_resolution:g} m (or degrees) per pixel; choose with --resolution"
         )
         note = "it is read at full resolution, which may not be the model's: that was trained at"
         return _whole(0, levels, place, (f"{path}: {note} {trained}",))

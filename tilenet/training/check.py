@@ -12,6 +12,7 @@ import numpy as np
 from tilenet.classes import ClassInfo, default_classes
 from tilenet.errors import TilenetError, UsageError
 from tilenet.geometry import Georeference
+from tilenet.ground import metres_per_unit
 from tilenet.training.config import TrainConfig
 from tilenet.training.images import OpenImage, open_image
 from tilenet.training.labels import MaskFile, ObjectMasks, mask_size, merge_objects, read_keys
@@ -79,11 +80,19 @@ def _pixel_size(place: Georeference) -> tuple[str, float] | None:
     if place.mpp is not None:
         key, (high, wide) = "mpp", place.mpp
     elif place.transform is not None and not place.is_rotated:
-        key, wide, high = "ground_resolution", abs(place.transform[0]), abs(place.transform[4])
+        key, (high, wide) = "ground_resolution", _on_the_ground(place)
     else:
         return None
     square = abs(high - wide) <= _SAME_RESOLUTION * wide
     return (key, float(f"{wide:.6g}")) if square else None
+
+
+def _on_the_ground(place: Georeference) -> tuple[float, float]:
+    """Return a pixel's height and width in metres, or in CRS units that are none."""
+    assert place.ground_resolution is not None
+    high, wide = place.ground_resolution
+    metres = (place.crs_wkt and metres_per_unit(place.crs_wkt)) or 1.0
+    return high * metres, wide * metres
 
 
 def _resolution(inspected: Sequence[_Inspected]) -> dict[str, float]:
