@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -269,7 +269,10 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         estimates = list(api.estimate(inputs, out, options))
         document = {"estimate": estimates[0] if api.is_single(inputs, options) else estimates}
         _print(document if as_json else json.dumps(document["estimate"], indent=1))
-        raise typer.Exit(7 if any("error" in one for one in estimates) else 0)
+        errors = [one["error"] for one in estimates if "error" in one]
+        told = [str(TilenetError(one["what"], one["where"], one["do"])) for one in errors]
+        _complain_of(told, len(estimates))
+        raise typer.Exit(7 if errors else 0)
     from tilenet.summary import check_csv, lines, write_csv
 
     if csv is not None:
@@ -287,11 +290,16 @@ def predict(  # noqa: PLR0913 - one parameter is one option
             _print(output)
         for line in lines(result) if progress != "json" else ():
             _tell(line)
-    for failure in result.failed[:_MAX_LISTED]:
-        _complain(failure.error)
-    if result.failed and not single:
-        _complain(f"{len(result.failed)} of {result.inputs} inputs failed, in whole or in part")
+    _complain_of([failure.error for failure in result.failed], None if single else result.inputs)
     raise typer.Exit(result.exit_code)
+
+
+def _complain_of(errors: Sequence[str], inputs: int | None) -> None:
+    """Say why inputs failed, in a line for each, and how many of several."""
+    for error in errors[:_MAX_LISTED]:
+        _complain(error)
+    if errors and inputs is not None:
+        _complain(f"{len(errors)} of {inputs} inputs failed, in whole or in part")
 
 
 app.command()(cli_train.train)
