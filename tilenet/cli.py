@@ -49,6 +49,9 @@ _MAX_LISTED = 20
 _PATIENCE = 5.0  # seconds for a last word
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+"""Read by `run`, which prints errors."""
+
 Model = Annotated[
     str | None,
     typer.Option("--model", "-m", help="Bundled name, model folder, FILE.onnx or hf://org/name."),
@@ -237,13 +240,13 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     ] = "auto",
     as_json: Json = False,
     config: Annotated[Path | None, typer.Option(help="Options from a TOML file.")] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Segment rasters into masks. The same command again resumes after a crash."""
     from tilenet import api
     from tilenet.config import load_config
 
-    del debug  # read by `run`, which prints errors
+    del debug
     flags = {
         "manifest": manifest, "skip_finished": skip_finished,
         "into": into, "model": model, "model_config_file": model_config, "tile": tile,
@@ -315,8 +318,10 @@ def info(
         bool, typer.Option("--allow-remote", help="Read s3://… and other URLs.")
     ] = False,
     as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Say what a raster, a mask or a model is."""
+    del debug
     from tilenet.info import describe
     from tilenet.page import page
 
@@ -325,8 +330,9 @@ def info(
 
 
 @app.command()
-def models(as_json: Json = False) -> None:
+def models(as_json: Json = False, debug: Debug = False) -> None:
     """List the models that ship with tilenet."""
+    del debug
     from tilenet.info import list_models
 
     found = list_models()
@@ -337,8 +343,9 @@ def models(as_json: Json = False) -> None:
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
+def doctor(as_json: Json = False, debug: Debug = False) -> None:
     """Check this machine: devices, backends, codecs, the batch contract."""
+    del debug
     from tilenet.info import examine
     from tilenet.page import outline
 
