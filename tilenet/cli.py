@@ -5,6 +5,7 @@ Heavy modules are imported inside the commands, so that `--help` starts at once.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +24,7 @@ from tilenet.console import complain as _complain
 from tilenet.console import show as _print
 from tilenet.console import split_numbers as _numbers
 from tilenet.console import tell as _tell
-from tilenet.errors import InterruptError, TilenetError
+from tilenet.errors import DISK_FULL, InterruptError, ResourceError, TilenetError
 from tilenet.memory import return_large_arrays
 from tilenet.stops import stopping_on_signals
 from tilenet.watchdog import watch_reads
@@ -86,7 +87,7 @@ def _onlooking(progress: str, summary: Path | None) -> Iterator[Onlooker]:
 
 def _version(value: bool) -> None:
     if value:
-        sys.stdout.write(f"tilenet {__version__}\n")
+        _print(f"tilenet {__version__}")
         raise typer.Exit
 
 
@@ -359,7 +360,8 @@ def _fail(error: TilenetError | InterruptError, arguments: list[str]) -> int:
     if "--debug" in arguments:
         traceback.print_exc()
     if "--json" in arguments:
-        _print({"error": error.as_dict()})
+        with suppress(ResourceError):  # it may be stdout itself that failed
+            _print({"error": error.as_dict()})
     _complain(str(error))
     return error.code
 
@@ -371,10 +373,14 @@ def _end(error: TilenetError, arguments: list[str]) -> None:
         thread = threading.Thread(target=onlooker.end, args=(error.code, error), daemon=True)
         thread.start()
         thread.join(_PATIENCE)
-    code = _fail(error, arguments)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    os._exit(_fail(error, arguments))  # what it says is flushed
+
+
+def _unforeseen(error: Exception) -> TilenetError:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # --help, for one
+        return ResourceError(DISK_FULL, error.filename or "", "make room")
+    what = f"{type(error).__name__}: {error}"
+    return TilenetError(f"a defect in tilenet: {what}", "", "--debug shows where", code=1)
 
 
 def run(arguments: list[str]) -> int:
@@ -414,8 +420,6 @@ def run(arguments: list[str]) -> int:
     except typer.Abort:
         return 130
     except Exception as error:  # the last resort: one line, whatever it is
-        what = f"{type(error).__name__}: {error}"
-        bug = TilenetError(f"a defect in tilenet: {what}", "", "--debug shows where", code=1)
-        return _fail(bug, arguments)
+        return _fail(_unforeseen(error), arguments)
     finally:
         logger.removeHandler(handler)
