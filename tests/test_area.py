@@ -224,6 +224,37 @@ def test_what_is_not_installed_is_named(tmp_path, monkeypatch, module, options, 
         area_of(open_raster(source).info, aoi, options.get("within", "none"))
 
 
+def test_polygons_are_read_without_a_remark(command, scene, aoi, models, tmp_path):
+    """A machine reads these lines; pyogrio's GDAL has remarks on the formats that it lacks."""
+    done = command("predict", scene, "--out", tmp_path / "x.zarr", "--aoi", aoi[0],
+                   "--model", models / "conv.onnx", "--progress", "json")  # fmt: skip
+    assert done.code == 0, done.err
+    assert all(json.loads(line)["event"] for line in done.err.splitlines())
+
+
+OTHER_GDAL = """
+import os
+from tilenet.strangers import ELSEWHERE, forget_drivers
+forget_drivers()
+before = dict(os.environ)
+import tilenet.sources.polygons, tilenet.sources.tileindex
+from tilenet.sources.ogr import ogr
+assert dict(os.environ) == before
+drivers = set(ogr().list_drivers())
+assert "GPKG" in drivers and drivers.isdisjoint(ELSEWHERE), drivers
+changed = {key for key, value in os.environ.items() if before.get(key) != value}
+assert changed <= {"GDAL_CURL_CA_BUNDLE", "PROJ_CURL_CA_BUNDLE"}, changed  # pyogrio's own
+"""
+
+
+def test_the_other_gdal_reads_nothing_elsewhere_either(environment):
+    done = subprocess.run(
+        [sys.executable, "-c", OTHER_GDAL], env=environment, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 # -- QuPath
 
 

@@ -12,6 +12,7 @@ import zarr
 from PIL import Image
 from rasters import picture, write_tif
 
+from tilenet.cli import app
 from tilenet.models.session import has_cuda
 
 # rasterio says so of every plain image that is opened; that is what these are.
@@ -186,6 +187,16 @@ def test_without_json_stdout_stays_empty(cli, here, monkeypatch):
 def test_debug_shows_the_traceback(cli, here, monkeypatch):
     monkeypatch.chdir(here)
     done = cli(*line("missing.tif", ()), "--debug")
+    assert done.code == 3
+    assert "Traceback" in done.err
+    assert "tilenet: error: no such file" in done.err
+
+
+def test_every_command_has_debug(cli):
+    for command in app.registered_commands:
+        name = command.name or command.callback.__name__
+        assert "--debug" in cli(name, "--help").out, name
+    done = cli("info", "missing.tif", "--debug")
     assert done.code == 3
     assert "Traceback" in done.err
     assert "tilenet: error: no such file" in done.err

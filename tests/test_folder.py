@@ -140,6 +140,32 @@ def test_a_foreign_mask_fails_alone(cli, model, tmp_path):
     assert (out / "1.png").read_bytes() == b"theirs"
 
 
+@pytest.mark.parametrize("pattern", ["", "*.png"])
+def test_a_name_too_long_for_a_mask_fails_alone(cli, model, tmp_path, pattern):
+    source, long = tmp_path / "in", "n" * 245 + ".png"
+    for name in ("0.png", "1.png", "2.png", long):
+        write_image(source / name, picture(30, 40))
+    done = cli(*arguments(source / pattern, tmp_path / "out", model), "--json")
+    assert done.code == 7, done.err
+    found = json.loads(done.out)
+    assert [Path(run["input"]).name for run in found["runs"]] == ["0.png", "1.png", "2.png"]
+    assert [Path(one["input"]).name for one in found["failed"]] == [long]
+
+
+def test_the_dry_run_complains_as_the_run_does(cli, model, tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    for k in range(3):
+        write_image(source / f"{k}.png", picture(30, 40, seed=k))
+    (source / "2.png").write_text("text")
+    (source / "3.png").write_text("text")
+    dry, run = (cli(*arguments(source, out, model), *more) for more in (["--dry-run"], []))
+    told = [[line for line in done.err.splitlines() if "error: " in line] for done in (dry, run)]
+    assert (dry.code, run.code) == (7, 7)
+    assert [len(one) for one in told] == [3, 3]
+    assert told[0] == told[1]
+    assert told[0][2] == "tilenet: error: 2 of 4 inputs failed, in whole or in part"
+
+
 def test_colliding_stems(cli, model, tmp_path):
     source = tmp_path / "in"
     write_image(source / "a.png", picture(30, 40))

@@ -474,3 +474,30 @@ class TestFolderLock:
         assert set(entered) == {1}
         assert len(entered) + len(refused) == 400
         assert hidden(tmp_path) == []
+
+    def test_parts_that_come_while_others_leave(self, tmp_path):
+        """None is refused, though the file and its folder come and go."""
+        errors, entered, end = [], [], time.monotonic() + 2
+
+        def come_and_go():
+            try:
+                while time.monotonic() < end:
+                    with folder_locked(tmp_path / "m", shared=True):
+                        entered.append(1)
+            except Exception as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=come_and_go) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not errors
+        assert len(entered) > 40
+
+    def test_a_part_does_not_wait_for_long(self, tmp_path):
+        with folder_locked(tmp_path):
+            start = time.monotonic()
+            with pytest.raises(OutputError, match="another run"):
+                folder_locked(tmp_path, shared=True).__enter__()
+            assert 1 < time.monotonic() - start < 5

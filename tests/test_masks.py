@@ -241,3 +241,13 @@ def test_export_refuses(masks, tmp_path):
     (tmp_path / "v2.zarr/mask/0/0").write_bytes(b"")
     with pytest.raises(VerifyError, match="damaged"):
         mask_api.export(tmp_path / "v2.zarr", tmp_path / "y.tif")
+
+
+def test_one_part_or_several(tmp_path):
+    """What is wrong is told in the words of its number."""
+    bad = mask_api.Bad("c/0/0", "damaged", 3), mask_api.Bad("c/0/1", "missing", 4)
+    told = [mask_api.VerifyResult(False, "m", 9, 9, bad[:n]).failure().what for n in (1, 2)]
+    assert told == [
+        "1 part is not what was written: c/0/0 (block 3): damaged",
+        "2 parts are not what was written, the first is c/0/0 (block 3): damaged",
+    ]

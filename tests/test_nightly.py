@@ -414,3 +414,24 @@ class TestRecord:
         record = json.loads((tmp_path / "run.json").read_text())
         assert (record["exit_code"], record["open"]) == (6, 3)
         assert "a read has not ended" in record["error"]["what"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_where_masks_are_is_told_to_who_stands_elsewhere(cli, model, tmp_path, monkeypatch, count):
+    """Of one raster as of several: in events and in the record. In `runs` it is as it was named."""
+    monkeypatch.chdir(tmp_path)
+    names = ["a.png", "b.png"][:count]
+    for name in names:
+        write_image(tmp_path / name, picture(40, 50))
+    out = "m.png" if count == 1 else "m"
+    masks = ["m.png"] if count == 1 else ["m/a.png", "m/b.png"]
+    masks = [str(tmp_path / mask) for mask in masks]
+    for more in [], ["--skip-finished"]:
+        done = cli("predict", *names, "--out", out, "--model", model, "--format", "png", *more,
+                   "--progress", "json", "--summary", "run.json")  # fmt: skip
+        assert done.code == 0, done.err
+        events = [json.loads(line) for line in done.err.splitlines()]
+        told = [one["output"] for one in events if one["event"] in ("finish", "skip")]
+        assert sorted(told) == masks
+        outcomes = json.loads((tmp_path / "run.json").read_text())["outcomes"]
+        assert [one["output"] for one in outcomes] == masks

@@ -143,6 +143,13 @@ def test_the_dry_run_says_what_it_takes(cli, source, models, tmp_path):
     assert 500 * 500 // 64 < planned["disk_bytes_at_least"] < 4_000_000
 
 
+def test_a_local_run_says_nothing_of_other_hosts(cli, source, models, tmp_path):
+    line = ("predict", source, "--out", tmp_path / "x.zarr", "--model", models / "conv.onnx")
+    done = cli(*line, *SMALL)
+    assert "MB of the run folder\n" in done.err
+    assert "host" not in done.err
+
+
 def test_two_owners(tmp_path):
     """Where locks are granted to everybody, the first owner stops before it writes again."""
     with locked(tmp_path) as owner:

@@ -13,12 +13,15 @@ def main() -> None:
     """Run the command line and exit with its code."""
     # Until the command runs, and once it has, Ctrl-C ends it without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from tilenet.console import drop_unread, drop_unwritten
     from tilenet.strangers import forget_drivers
 
+    drop_unread()
     forget_drivers()
     from tilenet.cli import run
 
     code = run(sys.argv[1:])
+    drop_unwritten()
     if code < _STOPPED:
         # What is done is done: a signal while Python ends must not make a failure of it.
         for number in (signal.SIGINT, signal.SIGTERM):

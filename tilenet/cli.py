@@ -5,14 +5,15 @@ Heavy modules are imported inside the commands, so that `--help` starts at once.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +24,7 @@ from tilenet.console import complain as _complain
 from tilenet.console import show as _print
 from tilenet.console import split_numbers as _numbers
 from tilenet.console import tell as _tell
-from tilenet.errors import InterruptError, TilenetError
+from tilenet.errors import DISK_FULL, InterruptError, ResourceError, TilenetError
 from tilenet.memory import return_large_arrays
 from tilenet.stops import stopping_on_signals
 from tilenet.watchdog import watch_reads
@@ -49,6 +50,9 @@ _MAX_LISTED = 20
 _PATIENCE = 5.0  # seconds for a last word
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+"""Read by `run`, which prints errors."""
+
 Model = Annotated[
     str | None,
     typer.Option("--model", "-m", help="Bundled name, model folder, FILE.onnx or hf://org/name."),
@@ -83,7 +87,7 @@ def _onlooking(progress: str, summary: Path | None) -> Iterator[Onlooker]:
 
 def _version(value: bool) -> None:
     if value:
-        sys.stdout.write(f"tilenet {__version__}\n")
+        _print(f"tilenet {__version__}")
         raise typer.Exit
 
 
@@ -237,13 +241,13 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     ] = "auto",
     as_json: Json = False,
     config: Annotated[Path | None, typer.Option(help="Options from a TOML file.")] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Segment rasters into masks. The same command again resumes after a crash."""
     from tilenet import api
     from tilenet.config import load_config
 
-    del debug  # read by `run`, which prints errors
+    del debug
     flags = {
         "manifest": manifest, "skip_finished": skip_finished,
         "into": into, "model": model, "model_config_file": model_config, "tile": tile,
@@ -269,7 +273,10 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         estimates = list(api.estimate(inputs, out, options))
         document = {"estimate": estimates[0] if api.is_single(inputs, options) else estimates}
         _print(document if as_json else json.dumps(document["estimate"], indent=1))
-        raise typer.Exit(7 if any("error" in one for one in estimates) else 0)
+        errors = [one["error"] for one in estimates if "error" in one]
+        told = [str(TilenetError(one["what"], one["where"], one["do"])) for one in errors]
+        _complain_of(told, len(estimates))
+        raise typer.Exit(7 if errors else 0)
     from tilenet.summary import check_csv, lines, write_csv
 
     if csv is not None:
@@ -287,11 +294,16 @@ def predict(  # noqa: PLR0913 - one parameter is one option
             _print(output)
         for line in lines(result) if progress != "json" else ():
             _tell(line)
-    for failure in result.failed[:_MAX_LISTED]:
-        _complain(failure.error)
-    if result.failed and not single:
-        _complain(f"{len(result.failed)} of {result.inputs} inputs failed, in whole or in part")
+    _complain_of([failure.error for failure in result.failed], None if single else result.inputs)
     raise typer.Exit(result.exit_code)
+
+
+def _complain_of(errors: Sequence[str], inputs: int | None) -> None:
+    """Say why inputs failed, in a line for each, and how many of several."""
+    for error in errors[:_MAX_LISTED]:
+        _complain(error)
+    if errors and inputs is not None:
+        _complain(f"{len(errors)} of {inputs} inputs failed, in whole or in part")
 
 
 app.command()(cli_train.train)
@@ -307,8 +319,10 @@ def info(
         bool, typer.Option("--allow-remote", help="Read s3://… and other URLs.")
     ] = False,
     as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Say what a raster, a mask or a model is."""
+    del debug
     from tilenet.info import describe
     from tilenet.page import page
 
@@ -317,8 +331,9 @@ def info(
 
 
 @app.command()
-def models(as_json: Json = False) -> None:
+def models(as_json: Json = False, debug: Debug = False) -> None:
     """List the models that ship with tilenet."""
+    del debug
     from tilenet.info import list_models
 
     found = list_models()
@@ -329,8 +344,9 @@ def models(as_json: Json = False) -> None:
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
+def doctor(as_json: Json = False, debug: Debug = False) -> None:
     """Check this machine: devices, backends, codecs, the batch contract."""
+    del debug
     from tilenet.info import examine
     from tilenet.page import outline
 
@@ -344,7 +360,8 @@ def _fail(error: TilenetError | InterruptError, arguments: list[str]) -> int:
     if "--debug" in arguments:
         traceback.print_exc()
     if "--json" in arguments:
-        _print({"error": error.as_dict()})
+        with suppress(ResourceError):  # it may be stdout itself that failed
+            _print({"error": error.as_dict()})
     _complain(str(error))
     return error.code
 
@@ -356,10 +373,14 @@ def _end(error: TilenetError, arguments: list[str]) -> None:
         thread = threading.Thread(target=onlooker.end, args=(error.code, error), daemon=True)
         thread.start()
         thread.join(_PATIENCE)
-    code = _fail(error, arguments)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    os._exit(_fail(error, arguments))  # what it says is flushed
+
+
+def _unforeseen(error: Exception) -> TilenetError:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # --help, for one
+        return ResourceError(DISK_FULL, error.filename or "", "make room")
+    what = f"{type(error).__name__}: {error}"
+    return TilenetError(f"a defect in tilenet: {what}", "", "--debug shows where", code=1)
 
 
 def run(arguments: list[str]) -> int:
@@ -399,8 +420,6 @@ def run(arguments: list[str]) -> int:
     except typer.Abort:
         return 130
     except Exception as error:  # the last resort: one line, whatever it is
-        what = f"{type(error).__name__}: {error}"
-        bug = TilenetError(f"a defect in tilenet: {what}", "", "--debug shows where", code=1)
-        return _fail(bug, arguments)
+        return _fail(_unforeseen(error), arguments)
     finally:
         logger.removeHandler(handler)

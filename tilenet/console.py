@@ -2,24 +2,87 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, override
 
-from tilenet.errors import InputError, UsageError, one_line
+from tilenet.errors import InputError, ResourceError, UsageError, one_line
 
-__all__ = ["complain", "show", "split_numbers", "tell", "telling_problems"]
+__all__ = [
+    "complain",
+    "drop_unread",
+    "drop_unwritten",
+    "show",
+    "split_numbers",
+    "tell",
+    "telling_problems",
+]
 
 _MAX_LISTED = 50
+_STDERR = 2
+
+
+class _Unread(io.FileIO):
+    """A file that takes what it is given, also when nobody reads it any more."""
+
+    @override
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return memoryview(data).nbytes
+
+
+def drop_unread() -> None:
+    """Let a run not end because nobody reads what it says on stderr: a pipe that was closed.
+
+    For the command, which owns its process.
+    """
+    # Else a file that the run opens would be the stream that was closed.
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        pass
+    os.close(fd)
+    encoding = "utf-8" if sys.stderr is None else sys.stderr.encoding
+    raw = _Unread(_STDERR, "w", closefd=False)
+    sys.stderr = io.TextIOWrapper(
+        io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=True
+    )
+
+
+def drop_unwritten() -> None:
+    """Forget what stdout did not take: `show` has said so, and Python would at its end."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def show(result: str | dict[str, Any]) -> None:
-    """Write a result on stdout; a document as JSON."""
+    """Write a result on stdout; a document as JSON.
+
+    Raises
+    ------
+    ResourceError
+        Stdout does not take it.
+    """
     text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, indent=1)
-    # A file's name need not be text.
-    sys.stdout.write(text.encode(errors="backslashreplace").decode() + "\n")
+    if sys.stdout is None:
+        raise _unwritten("it is closed")
+    try:
+        # A file's name need not be text.
+        sys.stdout.write(text.encode(errors="backslashreplace").decode() + "\n")
+        sys.stdout.flush()
+    except OSError as error:
+        raise _unwritten(error.strerror) from error
+
+
+def _unwritten(why: str | None) -> ResourceError:
+    return ResourceError(f"the result cannot be written: {why}", "stdout", "point it elsewhere")
 
 
 def complain(message: str) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tilenet.errors import without_secrets
+from tilenet.sources.remote import is_remote
 
 __all__ = ["Event", "Listener", "Tracker"]
 
@@ -66,7 +68,7 @@ class Tracker:
             one = self._inputs[_name(name)]
             self._done -= one.done
             one.done, one.blocks = 0, blocks
-            self._tell("start", input=_name(name), output=str(out), pixels=one.pixels,
+            self._tell("start", input=_name(name), output=_place(out), pixels=one.pixels,
                        blocks=blocks)  # fmt: skip
 
     def advance(self, name: object, pixels: int) -> None:
@@ -94,7 +96,7 @@ class Tracker:
         with self._lock:
             self._ended.add(_name(name))
             one = self._inputs[_name(name)]
-            self._tell("finish", input=_name(name), output=str(out), pixels=one.pixels,
+            self._tell("finish", input=_name(name), output=_place(out), pixels=one.pixels,
                        seconds=seconds, resumed=resumed)  # fmt: skip
 
     def fail(self, name: object, code: int, error: str) -> None:
@@ -110,11 +112,17 @@ class Tracker:
         """Tell that an input was left alone."""
         with self._lock:
             self._ended.add(_name(name))
-            self._tell("skip", input=_name(name), output=str(out))
+            self._tell("skip", input=_name(name), output=_place(out))
 
     def _tell(self, event: str, **figures: Any) -> None:
         with self._lock:
             self._listener({"event": event, **figures})
+
+
+def _place(out: object) -> str:
+    """Return where a mask is, to whoever stands in another folder."""
+    name = str(out)
+    return name if is_remote(name) else str(Path(name).absolute())
 
 
 def _name(name: object) -> str:

@@ -62,9 +62,11 @@ class VerifyResult:
                 "make the mask again: move it away, and run predict",
             )  # fmt: skip
         place = "" if first.block is None else f" (block {first.block})"
+        told = "1 part is not what was written: "
+        if len(self.bad) > 1:
+            told = f"{len(self.bad)} parts are not what was written, the first is "
         return VerifyError(
-            f"{len(self.bad)} parts are not what was written, the first is {first.file}{place}: "
-            f"{first.what}",
+            f"{told}{first.file}{place}: {first.what}",
             self.mask,
             "tilenet verify --repair makes them again",
         )

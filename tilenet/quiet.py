@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["ignoring", "quiet_dask", "without_module"]
+__all__ = ["ignoring", "quiet_dask", "quiet_gdal", "without_module"]
 
-# Both swap process-wide state: two threads inside would restore what the other has set.
+# These swap process-wide state: two threads inside would restore what the other has set.
 _LOCK = threading.RLock()
 
 
@@ -34,6 +35,23 @@ def without_module(name: str) -> Iterator[None]:
         finally:
             del sys.modules[name]
             sys.modules.update(before)
+
+
+@contextmanager
+def quiet_gdal() -> Iterator[None]:
+    """Let a GDAL that is loaded within remark nothing on stderr; its errors are raised anyway.
+
+    Each complains of what `tilenet.strangers` has it leave out and it does not have. It asks once,
+    at its first remark, where these go.
+    """
+    with _LOCK:
+        asked = "CPL_LOG" in os.environ
+        os.environ.setdefault("CPL_LOG", os.devnull)
+        try:
+            yield
+        finally:
+            if not asked:
+                del os.environ["CPL_LOG"]
 
 
 def quiet_dask() -> None:

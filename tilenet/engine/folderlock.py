@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ FOLDER_LOCK = ".tilenet.lock"
 """Its name in the folder of masks."""
 
 _MOST = 256
+_LEAVING = 2.0  # seconds that one who leaves may take
+_PAUSE = 0.02
 
 
 @contextmanager
@@ -32,16 +35,15 @@ def folder_locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
     folder : Path
         Where a run writes its masks.
     shared : bool
-        Others that share it may be there too, as the parts of one run.
+        Others that share it may be there too, as the parts of one run. Who comes while the last of
+        them leaves waits for that.
 
     Raises
     ------
     OutputError
         Another run is at work there.
     """
-    made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    fd = _lock(folder, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    fd, made = _lock(folder, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     try:
         if not shared:
             os.ftruncate(fd, 0)
@@ -57,25 +59,47 @@ def folder_locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
         os.close(fd)
 
 
-def _lock(folder: Path, kind: int) -> int:
-    path = folder / FOLDER_LOCK
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+def _lock(folder: Path, kind: int) -> tuple[int, bool]:
+    """Return the locked file, and whether the folder had to be made.
+
+    Whoever is the last to leave owns it alone for that moment, and may take the folder along.
+    """
+    end, made = time.monotonic() + _LEAVING, False
     while True:
-        fd = os.open(path, flags, 0o644)
         try:
-            fcntl.flock(fd, kind | fcntl.LOCK_NB)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(fd), path.lstat()):
-                    return fd
-        except BlockingIOError as error:
-            owner = os.pread(fd, _MOST, 0).decode(errors="replace")
-            os.close(fd)
-            raise OutputError(
-                f"another run{f' ({owner})' if owner else ''} writes masks into this folder",
-                folder,
-                "wait for it, or choose another --out",
-            ) from error
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)  # the one before us has just removed what we have locked
+            made = not folder.exists() or made
+            folder.mkdir(parents=True, exist_ok=True)
+            fd = _try(folder, kind)
+            if fd is not None:
+                return fd, made
+        except OutputError:
+            if kind == fcntl.LOCK_EX or time.monotonic() > end:
+                raise
+        except (FileNotFoundError, FileExistsError):  # it went between two of these calls
+            if time.monotonic() > end:
+                raise
+        time.sleep(_PAUSE)
+
+
+def _try(folder: Path, kind: int) -> int | None:
+    """Return the locked file, None if the one before us has just removed it."""
+    path = folder / FOLDER_LOCK
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(fd), path.lstat()):
+                return fd
+    except BlockingIOError as error:
+        owner = os.pread(fd, _MOST, 0).decode(errors="replace")
+        os.close(fd)
+        raise OutputError(
+            f"another run{f' ({owner})' if owner else ''} writes masks into this folder",
+            folder,
+            "wait for it, or choose another --out",
+        ) from error
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    return None

@@ -89,11 +89,12 @@ def say_savings(plan: Plan) -> None:
 
 def say_strips(meter: Meter) -> None:
     """Say what it cost that blocks are done apart."""
-    moved = meter.strip_bytes_moved
-    _logger.info(
-        "strips took %.1f MB of the run folder; %.1f MB were read on another host than wrote them",
-        meter.strip_bytes / 1e6, moved / 1e6,
-    )  # fmt: skip
+    there = "strips took %.1f MB of the run folder"
+    if meter.strip_bytes_moved:
+        there += "; %.1f MB were read on another host than wrote them"
+        _logger.info(there, meter.strip_bytes / 1e6, meter.strip_bytes_moved / 1e6)
+    else:
+        _logger.info(there, meter.strip_bytes / 1e6)
 
 
 def say_bottleneck(result: RunResult) -> None:

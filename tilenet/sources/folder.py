@@ -58,7 +58,7 @@ def _is_mask(path: Path) -> bool:
             return False
     stem = path.name.removesuffix(".prob.tif")
     endings = ("",) if stem == path.name else (".tif", ".png")
-    return any(path.with_name(f"{stem}{end}.tilenet.json").exists() for end in endings)
+    return any(exists(path.with_name(f"{stem}{end}.tilenet.json")) for end in endings)
 
 
 def _rasters(folder: Path) -> Iterator[Path]:

@@ -17,6 +17,7 @@ from rasterio.warp import transform_bounds
 from tilenet.errors import InputError, UsageError
 from tilenet.geometry import Georeference, Window
 from tilenet.quiet import ignoring
+from tilenet.sources.ogr import ogr
 
 __all__ = ["SUFFIXES", "Grid", "Points", "as_polygons", "burn", "read_frame", "shapes_near"]
 
@@ -88,6 +89,8 @@ def _frame(path: str, size: int, time: int) -> Any:
     del size, time  # parts of the key: a file that changed is read again
     try:
         import geopandas
+
+        ogr()  # by which geopandas reads
     except ImportError as error:
         raise UsageError("polygons need the extra vector", path, "pip install 'tilenet[vector]'") \
             from error  # fmt: skip

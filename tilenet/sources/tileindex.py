@@ -9,6 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from tilenet.errors import InputError, UsageError
+from tilenet.sources.ogr import ogr
 from tilenet.sources.remote import is_remote
 
 __all__ = ["is_index", "scenes_of"]
@@ -58,7 +59,7 @@ def scenes_of(name: str) -> tuple[str, ...]:
         The extra is not installed.
     """
     try:
-        import pyogrio
+        pyogrio = ogr()
     except ImportError as error:
         raise UsageError(
             "tile indexes need the extra vector", name, "pip install 'tilenet[vector]'"
