@@ -114,6 +114,8 @@ CASES = {
     "two classes of three": (4, "ok.tif", ("--model", "classes.onnx"), ["2 classes", "make 3"]),
     "no backend": (4, "ok.tif", ("--backend", "tensorflow"), ["tensorflow"]),
     "no device": (4, "ok.tif", ("--device", "quantum"), ["quantum"]),
+    "no second CPU": (4, "ok.tif", ("--device", "cpu:1"), ["cpu:1"]),
+    "no number": (4, "ok.tif", ("--device", "cpu:x"), ["cpu:x"]),
     "no precision": (4, "ok.tif", ("--precision", "fp8"), ["fp8"]),
     "tile 0": (2, "ok.tif", ("--tile", "0"), ["--tile"]),
     "tile x": (2, "ok.tif", ("--tile", "x"), ["--tile"]),

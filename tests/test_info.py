@@ -130,6 +130,10 @@ def test_nodata_that_json_does_not_know(tmp_path, cli):
     found = json.loads(done.out, parse_constant=lambda _: pytest.fail("no JSON"))
     assert found["nodata"] == ["nan"] == [found["band_details"][0]["nodata"]]
     assert "nodata nan" in cli("info", path).out
+    with rasterio.open(path, "r+") as dst:
+        dst.scales, dst.offsets = [math.nan], [math.inf]
+    found = json.loads(cli("info", path, "--json").out, parse_constant=lambda _: pytest.fail("no"))
+    assert [found["band_details"][0][key] for key in ("scale", "offset")] == ["nan", "inf"]
 
 
 @pytest.fixture(scope="module")

@@ -196,7 +196,7 @@ def test_the_source_may_be_gone_or_no_tiff(run, cli, tmp_path):
     image.unlink()
     mask_api.export(tmp_path / "x.tif", tmp_path / "x.zarr", stac=True)
     assert read(tmp_path / "x.zarr.stac.json").datetime is None
-    assert item._taken(str(tmp_path)) is None
+    assert item._taken(str(tmp_path), allow_remote=True) is None
     for text in ("2024:13:01 00:00:00", "yesterday", "0001:01:01 00:00:00"):
         assert item._taken(str(source(tmp_path / "b.tif", taken=text))) is None
 
@@ -204,6 +204,16 @@ def test_the_source_may_be_gone_or_no_tiff(run, cli, tmp_path):
 def footprint(crs, transform, height=100, width=200):
     place = Georeference(crs_wkt=CRS.from_string(crs).to_wkt(), transform=transform)
     return item._footprint(MaskSpec(height, width, default_classes(2), place, 64))
+
+
+def test_nobody_afar_is_asked(monkeypatch):
+    """Whatever a mask says that it was made of."""
+    asked = []
+    monkeypatch.setattr(item.rasterio, "open", lambda *names, **_: asked.append(names))
+    for allow_remote in (False, True):
+        for name in ("https://host/a.tif", "/vsicurl/https://host/a.tif"):
+            assert item._taken(name, allow_remote=allow_remote) is None
+        assert len(asked) == 2 * allow_remote
 
 
 def test_a_footprint_at_the_antimeridian():

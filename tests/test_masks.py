@@ -13,6 +13,7 @@ from rasters import picture, write_tif
 from tilenet import mask_api
 from tilenet.api import predict
 from tilenet.config import PredictConfig
+from tilenet.engine.runfolder import run_folder
 from tilenet.errors import InputError, OutputError, UsageError, VerifyError
 
 SMALL = {"tile": 64, "overlap": 16, "chunk": 64, "precision": "fp32"}
@@ -129,6 +130,22 @@ def test_swapped_doubled_and_foreign_files(mask):
     assert mask_api.verify(mask, repair=True).ok
     assert contents(mask) == good
     assert (mask.with_name("blocks.zarr.foreign") / "notes.txt").read_text() == "mine"
+    (mask / "notes.txt").write_text("once more")
+    assert mask_api.verify(mask, repair=True).ok
+    assert (mask.with_name("blocks.zarr.foreign") / "notes.txt").read_text() == "mine"
+    assert (mask.with_name("blocks.zarr.foreign-2") / "notes.txt").read_text() == "once more"
+
+
+@pytest.mark.parametrize("change", [-5, 1])
+@pytest.mark.parametrize("mask", ["blocks.tif", "blocks.ome.tif", "pack.png"], indirect=True)
+def test_a_file_of_another_length_is_repaired(cli, mask, change):
+    good = contents(mask)
+    data = mask.read_bytes()
+    mask.write_bytes(data[:change] if change < 0 else data + b"x")
+    assert cli("verify", mask).code == 8
+    assert cli("verify", mask, "--repair").code == 0
+    assert contents(mask) == good
+    assert not run_folder(mask).exists()
 
 
 @pytest.mark.parametrize("mask", ["blocks.zarr", "blocks.tif"], indirect=True)

@@ -2,9 +2,11 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 
 import networks
 import numpy as np
@@ -355,6 +357,45 @@ def test_the_graph_is_converted_once_and_torch_is_not_imported_again(tmp_path, e
     assert "converting" not in done.stderr
     assert graphs[0].stat().st_mtime_ns == made
     assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["a page of zeros", "cut off", "lost", "no hash"])
+def test_a_graph_that_was_damaged_is_converted_again(tmp_path, monkeypatch, damage):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = networks.unet(tmp_path / "m", depth=3)
+    files, tile = find_model(str(model), None, {}), (picture(64, 64), 0, 0)
+
+    def answer():
+        setup = choose(files, backend="openvino", precision="fp32")
+        with closing(open_session(files, setup, "uint8").scores([tile], (64, 64))) as scores:
+            return next(scores).copy()
+
+    first = answer()
+    [graph] = (tmp_path / "cache" / "tilenet" / "openvino").iterdir()
+    weights = (graph / "graph.bin").read_bytes()
+    if damage == "a page of zeros":
+        (graph / "graph.bin").write_bytes(weights[:4096] + bytes(4096) + weights[8192:])
+    elif damage == "cut off":
+        (graph / "graph.xml").write_text((graph / "graph.xml").read_text()[:5000])
+    else:
+        (graph / ("graph.bin" if damage == "lost" else "sha256")).unlink()
+    assert np.array_equal(answer(), first)
+    assert (graph / "graph.bin").read_bytes() == weights
+    assert os.listdir(graph.parent) == [graph.name]  # noqa: PTH208
+
+
+def test_a_full_disk_keeps_no_graph(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = networks.unet(tmp_path / "m", depth=3)
+    files = find_model(str(model), None, {})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))  # as /dev/full, for its files
+    try:
+        session = open_session(files, choose(files, backend="openvino"), "uint8")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert session.channels == 3
+    assert "the graph is not cached" in caplog.text
 
 
 def test_one_class_stands_on_a_background():

@@ -116,6 +116,14 @@ def test_a_crash_once_the_old_mask_is_replaced(source, model, tmp_path, monkeypa
     assert mask_api.verify(out).ok
 
 
+def test_what_lies_beside_a_store_is_not_ours(source, model, tmp_path):
+    out = tmp_path / "x.zarr"
+    run(source, out, model)
+    (tmp_path / "x.zarr.aux.xml").write_text("theirs")
+    assert run(source, out, model, overwrite=True).blocks_resumed == 0
+    assert (tmp_path / "x.zarr.aux.xml").read_text() == "theirs"
+
+
 def test_a_repair_leaves_an_unfinished_run_alone(source, model, tmp_path, monkeypatch):
     out = tmp_path / "x.zarr"
     run(source, out, model)

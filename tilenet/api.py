@@ -157,7 +157,7 @@ def _write_items(
         if not run.complete or not (config.stac or has_item(out)):
             continue
         try:
-            for note in write_item(out):
+            for note in write_item(out, allow_remote=config.allow_remote):
                 _logger.warning("%s", note)
         except OutputError as error:
             if not keep_going:

@@ -105,8 +105,8 @@ def _ask_gdal(path: str) -> Document:
                 "color": color.name,
                 "dtype": dtype,
                 "nodata": _as_json(nodata),
-                "scale": scale,
-                "offset": offset,
+                "scale": _as_json(scale),
+                "offset": _as_json(offset),
                 "unit": unit,
             }
             for band, name, color, dtype, nodata, scale, offset, unit in columns

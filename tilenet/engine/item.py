@@ -29,7 +29,7 @@ from tilenet.errors import InputError, OutputError
 from tilenet.geometry import Georeference
 from tilenet.quiet import ignoring
 from tilenet.sinks import MaskSpec, crs_keys, documents
-from tilenet.strangers import parse_json
+from tilenet.strangers import is_file, parse_json
 
 __all__ = ["has_item", "item_path", "write_item"]
 
@@ -59,7 +59,7 @@ def has_item(out: Path) -> bool:
         return False
 
 
-def write_item(out: Path) -> list[str]:
+def write_item(out: Path, *, allow_remote: bool = False) -> list[str]:
     """Write the STAC item of a finished mask, whole, and on disk when the call returns.
 
     The same mask has the same item, as long as its source is there to say when it was taken.
@@ -68,6 +68,8 @@ def write_item(out: Path) -> list[str]:
     ----------
     out : Path
         A mask of ours.
+    allow_remote : bool
+        Ask a source on another machine too.
 
     Returns
     -------
@@ -88,7 +90,8 @@ def write_item(out: Path) -> list[str]:
         )
     document = _document(out)
     spec = MaskSpec.from_dict(document["spec"])
-    taken, footprint = _taken(document["recipe"]["input"]), _footprint(spec)
+    source = document["recipe"]["input"]
+    taken, footprint = _taken(source, allow_remote=allow_remote), _footprint(spec)
     item = _item(out, document, spec, taken, footprint)
     data = json.dumps(item, indent=1, ensure_ascii=False).encode()
     if not path.exists() or path.read_bytes() != data:
@@ -110,8 +113,10 @@ def _document(out: Path) -> Document:
     return found
 
 
-def _taken(source: str) -> str | None:
+def _taken(source: str, *, allow_remote: bool) -> str | None:
     """Return when a TIFF was taken, as its tag says; it names no time zone, and UTC is assumed."""
+    if not (allow_remote or is_file(source)):  # a mask from a stranger must not make us ask afar
+        return None
     try:
         with ignoring(NotGeoreferencedWarning), rasterio.open(source, driver="GTiff") as src:
             text = src.tags().get("TIFFTAG_DATETIME", "")

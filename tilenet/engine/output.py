@@ -206,7 +206,9 @@ def _making_room(out: Path, *, overwrite: bool) -> Iterator[None]:
     moved: list[Path] = []
     if overwrite and out.exists():
         known = read_sidecar(out) or {}
-        parts = [out, *_companions(out, probabilities="probabilities" in known)]
+        # A store has none: what lies there is not ours.
+        beside = [] if out.is_dir() else _companions(out, probabilities="probabilities" in known)
+        parts = [out, *beside]
         moved = [path for path in parts if path.exists()]
     aside = run_folder(out) / "replaced"
     if moved:

@@ -6,7 +6,9 @@ ours is moved beside the mask, never deleted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -85,9 +87,12 @@ def _repair_store(found: Inspection, source: Path | None, model: Path | None) ->
             _put_chunks(found, folder, chunks, source, model)
 
 
-def _move_aside(root: Path, foreign: Iterable[Bad]) -> None:
-    place = outside(root)
+def _move_aside(root: Path, foreign: list[Bad]) -> None:
+    place, number = outside(root), 1
     aside = place.with_name(f"{place.name}.foreign")
+    while any(os.path.lexists(aside / bad.file) for bad in foreign):
+        number += 1
+        aside = place.with_name(f"{place.name}.foreign-{number}")
     for bad in foreign:
         target = aside / bad.file
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -209,5 +214,20 @@ def _repair_file(found: Inspection, source: Path | None, model: Path | None) -> 
                     pixels = _pixels(out, plan, record.block)
                     stored = write_block(store, plan.lattice, record.block, *pixels)
                     journal.append([replace(record, files=files_of(stored))])
-    with open_executor("local", plan.lattice.blocks) as executor:
+    size, blocks = found.document["size"], plan.lattice.blocks
+    with _aside(out, folder, size), open_executor("local", blocks) as executor:
         run_large(plan, out, executor, lambda _pixels: None, overwrite=True)
+
+
+@contextmanager
+def _aside(out: Path, folder: Path, size: int) -> Iterator[None]:
+    """Move a file of another size away, which a run takes for somebody else's; back if it fails."""
+    moved = out.exists() and out.stat().st_size != size
+    if moved:
+        out.rename(folder / out.name)
+    try:
+        yield
+    except BaseException:
+        if moved and not out.exists():
+            (folder / out.name).rename(out)
+        raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -142,21 +141,45 @@ def _convert(files: ModelFiles) -> ov.Model:
     return model
 
 
+def _digest(graph: Path) -> str:
+    """Return the hash of a graph's files."""
+    digest = hashlib.sha256()
+    for name in ("graph.xml", "graph.bin"):
+        with (graph / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _is_whole(graph: Path) -> bool:
+    """Whether a graph that was kept is as it was written: nothing else would tell wrong weights."""
+    try:
+        return (graph / "sha256").read_text() == _digest(graph)
+    except (OSError, ValueError):
+        return False
+
+
+def _keep_graph(model: ov.Model, folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temp:
+        made = Path(temp) / "graph"
+        ov.save_model(model, made / "graph.xml", compress_to_fp16=False)
+        (made / "sha256").write_text(_digest(made))
+        if _is_whole(folder):  # another run was quicker, and may be reading it
+            return
+        if folder.exists():
+            folder.rename(Path(temp) / "damaged")
+        made.rename(folder)
+
+
 def _cached_graph(files: ModelFiles) -> ov.Model:
     """Return the converted graph from the cache, converting it the first time."""
     folder = cache_folder() / "openvino" / f"{files.sha256}-{ov.__version__.split('-')[0]}"
-    if not (folder / "graph.xml").is_file():
+    if not _is_whole(folder):
         _logger.info("converting %s for OpenVINO, once", files.card.name)
         model = _convert(files)
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder.parent) as temp:
-                made = Path(temp) / "graph"
-                ov.save_model(model, made / "graph.xml", compress_to_fp16=False)
-                if folder.exists():
-                    shutil.rmtree(folder)
-                made.rename(folder)
-        except OSError as error:
+            _keep_graph(model, folder)
+        except (OSError, RuntimeError) as error:  # OpenVINO's own, on a full disk
             _logger.warning("the graph is not cached: %s; the next run converts again", error)
             return model
     return ov.Core().read_model(folder / "graph.xml")

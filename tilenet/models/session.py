@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -209,7 +210,7 @@ def has_cuda() -> bool:
 
 def _choose_device(wanted: str) -> str:
     kind = wanted.partition(":")[0]
-    if kind not in ("auto", "cpu", "cuda"):
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", wanted):
         raise ModelError(f"no device {wanted}", "--device", "choose auto, cpu, cuda or cuda:i")
     if kind == "auto":
         return "cuda" if has_cuda() else "cpu"
