@@ -198,7 +198,7 @@ def test_the_source_may_be_gone_or_no_tiff(run, cli, tmp_path):
     assert read(tmp_path / "x.zarr.stac.json").datetime is None
     assert item._taken(str(tmp_path), allow_remote=True) is None
     for text in ("2024:13:01 00:00:00", "yesterday", "0001:01:01 00:00:00"):
-        assert item._taken(str(source(tmp_path / "b.tif", taken=text))) is None
+        assert item._taken(str(source(tmp_path / "b.tif", taken=text)), allow_remote=False) is None
 
 
 def footprint(crs, transform, height=100, width=200):
