@@ -26,9 +26,7 @@ from tilenet.engine.admission import Versions, choose_here, versions_here
 from tilenet.engine.executor import FEW_BLOCKS, LOOK, THREADS, Executor, WorkersDied
 from tilenet.engine.launch import HERE, start
 from tilenet.engine.meter import Spans, host_of
-from tilenet.engine.scheduler import (
-    parse_scheduler,
-)
+from tilenet.engine.scheduler import parse_scheduler
 from tilenet.engine.worker import settle
 from tilenet.errors import (
     ClusterError,

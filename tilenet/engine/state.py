@@ -10,10 +10,7 @@ from tilenet.engine import spill
 from tilenet.engine.journal import Journal
 from tilenet.engine.plan import Plan
 from tilenet.engine.runfolder import PLAN
-from tilenet.engine.task import (
-    STRIPS,
-    is_lost,
-)
+from tilenet.engine.task import STRIPS, is_lost
 
 __all__ = ["Share", "State"]
 

@@ -24,10 +24,7 @@ from tilenet.engine.pack import (
 )
 from tilenet.engine.plan import Plan, choose_tile, format_of
 from tilenet.engine.skipping import finished_mask
-from tilenet.errors import (
-    UsageError,
-    without_secrets,
-)
+from tilenet.errors import UsageError, without_secrets
 from tilenet.events import Tracker
 from tilenet.models.session import Setup, choose, cores, network_shape
 from tilenet.models.store import find_model
