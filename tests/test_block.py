@@ -11,6 +11,7 @@ from tilenet.engine.block import BlockJob, drive, join
 from tilenet.engine.reading import read_window
 from tilenet.geometry import Window, reflect
 from tilenet.lattice import Axis, Lattice
+from tilenet.models.session import nothing
 
 TILE, DIVISOR = 32, 8
 STRIDES = {0: 32, 25: 24, 50: 16, 62: 16, 75: 8}  # overlap in %, rounded down to the divisor
@@ -30,7 +31,10 @@ class Numpy:
     def sums(self, height, width, decision):
         return Sums(self.channels, height, width, decision)
 
-    def scores(self, tiles, shape):
+    def reuse(self, sums):
+        pass
+
+    def scores(self, tiles, shape, begun=nothing):
         height, width = shape
         for batch in batched(tiles, self.batch_size):
             for pixels, row, col in batch:

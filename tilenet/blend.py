@@ -11,6 +11,7 @@ Pure numpy: no files, no GPU, no Dask.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -155,6 +156,9 @@ class Decision:
 class Sums:
     """Weighted int32 sums over a rectangle, (K, height, width).
 
+    Tiles may come in any order. Row of tiles by row of tiles, from left to right, is the fastest:
+    what no tile has reached yet is then never cleared, only written.
+
     Parameters
     ----------
     channels, height, width : int
@@ -164,10 +168,18 @@ class Sums:
     """
 
     def __init__(self, channels: int, height: int, width: int, decision: Decision) -> None:
-        self._sums = np.zeros((channels, height, width), np.int32)
+        self._sums = np.empty((channels, height, width), np.int32)
+        self._reached = np.zeros(height, np.intp)  # columns of each row that hold sums
         self._decision = decision
-        self._float = np.empty((_STRIP_ROWS, 0), np.float32)
         self.nonfinite = 0
+
+    def emptied(self, channels: int, height: int, width: int, decision: Decision) -> Sums:
+        """Return empty sums in the memory of these, which are then no longer good, if they fit."""
+        if self._sums.shape != (channels, height, width):
+            return Sums(channels, height, width, decision)
+        self._reached[:] = 0
+        self._decision, self.nonfinite = decision, 0
+        return self
 
     def add(
         self,
@@ -189,55 +201,75 @@ class Sums:
         """
         height = min(scores.shape[1], self._sums.shape[1] - row)
         width = min(scores.shape[2], self._sums.shape[2] - col)
-        scores = self._finite(scores)
         scale = AXIS_ONE / (1 << self._decision.bits)
         rows = (weights[0] * float(scale)).astype(np.float32)[:height, None]
         cols = (weights[1] * float(AXIS_ONE)).astype(np.float32)[None, :width]
         active = np.flatnonzero(rows)  # crop leaves whole rows untouched
         if not active.size:
             return
-        first, last = int(active[0]), int(active[-1]) + 1
-        plane = np.empty((_STRIP_ROWS, width), np.float32)
-        whole = np.empty((_STRIP_ROWS, width), np.int32)
-        for start in range(first, last, _STRIP_ROWS):
-            stop = min(start + _STRIP_ROWS, last)
-            n = stop - start
-            weight = rows[start:stop] * cols
-            for k in range(scores.shape[0]):
-                np.multiply(scores[k, start:stop, :width], weight, out=plane[:n])
-                whole[:n] = plane[:n]  # truncates towards zero
-                self._sums[k, row + start : row + stop, col : col + width] += whole[:n]
+        weight, plane = np.empty((2, _STRIP_ROWS, width), np.float32)
+        for start, stop in self._strips(row + int(active[0]), row + int(active[-1]) + 1):
+            self._clear(slice(start, stop), col)
+            known = min(int(self._reached[start]) - col, width)
+            here, n = slice(start - row, stop - row), stop - start
+            np.multiply(rows[here], cols, out=weight[:n])
+            targets = self._sums[:, start:stop, col : col + width]
+            for sums, score in zip(targets, scores[:, here, :width], strict=True):
+                np.multiply(self._bounded(score), weight[:n], out=plane[:n])
+                # Both truncate towards zero.
+                sums[:, :known] += plane[:n, :known].astype(np.int32)
+                sums[:, known:] = plane[:n, known:]
+            self._reached[start:stop] = max(int(self._reached[start]), col + width)
 
-    def _finite(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        with np.errstate(over="ignore", invalid="ignore"):
-            clean = bool(np.isfinite(scores.sum(dtype=np.float32)))
-        if not clean:
-            bad = ~np.isfinite(scores)
-            self.nonfinite += int(bad.sum())
-            scores = np.where(bad, np.float32(0), scores)
-        if self._decision.bits:
-            limit = np.float32(1 << self._decision.bits)
-            scores = np.clip(scores, -limit, limit)
-        return scores
+    def _strips(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Yield a few rows at a time that tiles have reached up to the same column."""
+        ends = [*(np.flatnonzero(np.diff(self._reached[start:stop])) + start + 1).tolist(), stop]
+        for end in ends:
+            for first in range(start, end, _STRIP_ROWS):
+                yield first, min(first + _STRIP_ROWS, end)
+            start = end
+
+    def _clear(self, rows: slice, stop: int) -> None:
+        """Make the sums of rows 0 from where tiles have reached to a column."""
+        reached = int(self._reached[rows.start])
+        if reached < stop:
+            self._sums[:, rows, reached:stop] = 0
+            self._reached[rows] = stop
+
+    def _sums_of(self, rows: slice) -> NDArray[np.int32]:
+        """Return rows of sums, (K, h, width), a view; where no tile came they are 0."""
+        for start, stop in self._strips(*rows.indices(self._sums.shape[1])[:2]):
+            self._clear(slice(start, stop), self._sums.shape[2])
+        return self._sums[:, rows]
+
+    def _bounded(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return scores without what is not finite, which is counted, and within the limits."""
+        bits = self._decision.bits
+        limit = np.float32(1 << bits) if bits else np.finfo(np.float32).max
+        if -limit <= scores.min() and scores.max() <= limit:  # never so for NaN
+            return scores
+        bad = ~np.isfinite(scores)
+        self.nonfinite += int(np.count_nonzero(bad))
+        return np.clip(np.where(bad, np.float32(0), scores), -limit, limit)
 
     def take(self, rows: slice, cols: slice) -> NDArray[np.int32]:
-        """Return a copy of a rectangle of sums, (K, h, w)."""
-        return self._sums[:, rows, cols].copy()
+        """Return a rectangle of sums, (K, h, w), good until the next tile comes."""
+        return self._sums_of(rows)[:, :, cols]
 
     def decide(self, rows: slice, cols: slice) -> NDArray[np.uint8]:
         """Return the classes of a rectangle, (h, w)."""
-        return decide(self._sums[:, rows, cols], self._decision)
+        return decide(self._sums_of(rows)[:, :, cols], self._decision)
 
     def quantise(self, rows: slice, cols: slice) -> NDArray[np.uint8]:
         """Return the probabilities of a rectangle as bytes, (K, h, w)."""
-        return quantise(self._sums[:, rows, cols], self._decision)
+        return quantise(self._sums_of(rows)[:, :, cols], self._decision)
 
     def shift(self, rows: int) -> None:
-        """Drop the first `rows` rows, move the others up, and clear what comes free."""
-        height = self._sums.shape[1]
-        rows = min(rows, height)
-        self._sums[:, : height - rows] = self._sums[:, rows:]
-        self._sums[:, height - rows :] = 0
+        """Drop the first `rows` rows, and move the others up."""
+        kept = max(0, self._sums.shape[1] - rows)
+        self._sums[:, :kept] = self._sums[:, rows:]
+        self._reached[:kept] = self._reached[rows:]
+        self._reached[kept:] = 0
 
 
 def decide(sums: NDArray[np.int32], decision: Decision) -> NDArray[np.uint8]:

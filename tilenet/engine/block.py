@@ -6,6 +6,7 @@ No Dask and no files: pixels come in, arrays go out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from tilenet.classes import NODATA
 from tilenet.engine.reading import read_window
 from tilenet.geometry import Window
 from tilenet.lattice import Lattice
-from tilenet.models.session import Session, SumsLike, Tile
+from tilenet.models.session import Session, SumsLike, Tile, nothing
 from tilenet.stops import check_stopping
 
 __all__ = ["BlockJob", "Forwarded", "drive", "join"]
@@ -193,7 +194,8 @@ class BlockJob:
         if index == len(self.parts) - 1:
             self._flush(max(self._reach.row_stop, self._row))
             self._nonfinite = self._sums.nonfinite
-            self._sums = None  # in a pack, the next raster's sums need the memory
+            session.reuse(self._sums)
+            self._sums = None
 
     def _flush(self, row: int) -> None:
         """Hand out the finished rows above `row` and move the sums down to it."""
@@ -244,7 +246,12 @@ class BlockJob:
         )
 
 
-def drive(session: Session, jobs: Sequence[tuple[BlockJob, Any]], shape: tuple[int, int]) -> None:
+def drive(
+    session: Session,
+    jobs: Sequence[tuple[BlockJob, Any]],
+    shape: tuple[int, int],
+    begun: Callable[[], None] = nothing,
+) -> None:
     """Forward the tiles of one or several blocks whose tiles have one shape, sharing batches.
 
     Parameters
@@ -255,12 +262,15 @@ def drive(session: Session, jobs: Sequence[tuple[BlockJob, Any]], shape: tuple[i
         Pixels as `Session.load` gave them.
     shape : tuple of int
         Tile height and width.
+    begun : callable
+        Called when the network has begun the last tile: it is then free for others.
     """
     tiles = [tile for job, pixels in jobs for tile in job.tiles(pixels)]
     places = ((job, k) for job, _ in jobs for k in range(len(job.parts)))
-    for (job, k), scores in zip(places, session.scores(tiles, shape), strict=True):
-        check_stopping()  # nobody waits for this block any more
-        job.add(k, scores, session)
+    with closing(session.scores(tiles, shape, begun)) as found:
+        for (job, k), scores in zip(places, found, strict=True):
+            check_stopping()  # nobody waits for this block any more
+            job.add(k, scores, session)
 
 
 def join(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -91,13 +91,17 @@ class Spans:
             self.forward.append((start, time.time()))
 
     @contextmanager
-    def using(self, lock: AbstractContextManager[Any]) -> Iterator[None]:
-        """Hold a lock on the network; count the time before as waiting, within as a forward."""
+    def using(self, lock: AbstractContextManager[Any]) -> Iterator[Callable[[], None]]:
+        """Hold a lock on the network; count the time before as waiting, within as a forward.
+
+        Yields what gives the lock to others before the end.
+        """
         start = time.perf_counter()
-        with lock:
+        with ExitStack() as turn:
+            turn.enter_context(lock)
             self.queue += time.perf_counter() - start
             with self.forwarding():
-                yield
+                yield turn.close
 
     @contextmanager
     def reading(self) -> Iterator[None]:

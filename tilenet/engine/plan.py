@@ -45,7 +45,7 @@ _ENDINGS: dict[str, Format] = {
 
 _LOCAL_TILE, _LOCAL_OVERLAP = 1024, 256
 _UNKNOWN_TILE = 512
-_BLOCK_CHUNKS = (4, 2)
+_BLOCK_CHUNKS = (6, 2)
 _MAX_BLOCK_SUMS_BYTES = 1 << 30
 _MAX_PNG_PIXELS = 1 << 26
 
@@ -291,7 +291,7 @@ def _core(chunk: int, tile: int, channels: int) -> tuple[int, int]:
     """
     rows, cols = _BLOCK_CHUNKS
     while rows > cols and 4 * channels * rows * cols * chunk * chunk > _MAX_BLOCK_SUMS_BYTES:
-        rows //= 2
+        rows -= cols
     while rows * chunk < tile:
         rows *= 2
     while cols * chunk < tile:

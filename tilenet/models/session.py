@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,11 +34,17 @@ __all__ = [
     "cpu_flags",
     "has_cuda",
     "network_shape",
+    "nothing",
     "open_session",
 ]
 
 Backend = Literal["torch", "openvino"]
 Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def nothing() -> None:
+    """Do nothing."""
+
 
 Weights = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -74,7 +80,7 @@ class SumsLike(Protocol):
         """Add one tile's scores."""
 
     def take(self, rows: slice, cols: slice) -> NDArray[np.int32]:
-        """Return sums, (K, h, w)."""
+        """Return sums, (K, h, w), good until the next tile comes."""
 
     def decide(self, rows: slice, cols: slice) -> NDArray[np.uint8]:
         """Return classes, (h, w)."""
@@ -96,18 +102,35 @@ class Session(Protocol):
     channels: int
     batch_size: int
     lock: threading.Lock
+    """Held while tiles are begun."""
 
     def load(self, pixels: NDArray[Any]) -> Any:
         """Bring a block's pixels, (C, H, W) in their own dtype, to the device."""
 
-    def scores(self, tiles: Sequence[Tile], shape: tuple[int, int]) -> Iterator[Any]:
+    def scores(
+        self, tiles: Sequence[Tile], shape: tuple[int, int], begun: Callable[[], None] = nothing
+    ) -> Generator[Any]:
         """Yield the scores, (K, h, w) float32, of tiles of one shape, in order.
 
-        Tiles may come from several blocks or images. A yielded array is good until the next.
+        Tiles may come from several blocks or images. A yielded array is good until the next. Close
+        the iterator if not all are taken.
+
+        Parameters
+        ----------
+        tiles : sequence of Tile
+            What to forward.
+        shape : tuple of int
+            Tile height and width.
+        begun : callable
+            Called when no more of them will be begun: the lock is not needed for what is left, and
+            the next tiles can follow without a gap.
         """
 
     def sums(self, height: int, width: int, decision: Decision) -> SumsLike:
         """Return empty sums on the device."""
+
+    def reuse(self, sums: SumsLike) -> None:
+        """Take back sums of which nothing is needed any more: the next may have their memory."""
 
 
 @dataclass(frozen=True, slots=True)

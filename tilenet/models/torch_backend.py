@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from itertools import batched
@@ -23,7 +23,7 @@ from tilenet.blend import AXIS_ONE, ONE, Decision, Sums
 from tilenet.errors import ModelError
 from tilenet.memory import keep_large_arrays
 from tilenet.models.build import build_network
-from tilenet.models.session import Setup, Tile, Weights, check_answer
+from tilenet.models.session import Setup, SumsLike, Tile, Weights, check_answer, nothing
 from tilenet.models.store import ModelFiles
 
 __all__ = ["TorchSession", "TorchSums"]
@@ -158,7 +158,12 @@ class TorchSession:
             return TorchSums(self.channels, height, width, decision, self._device)
         return Sums(self.channels, height, width, decision)
 
-    def scores(self, tiles: Sequence[Tile], shape: tuple[int, int]) -> Iterator[Any]:
+    def reuse(self, sums: SumsLike) -> None:
+        """Let go of sums: torch keeps its memory itself."""
+
+    def scores(
+        self, tiles: Sequence[Tile], shape: tuple[int, int], begun: Callable[[], None] = nothing
+    ) -> Generator[Any]:
         """Yield the scores of tiles, (K, h, w) float32, in order."""
         batches = batched(tiles, self.batch_size)
         if self._on_device:  # which computes by itself
@@ -173,7 +178,9 @@ class TorchSession:
                 if len(running) > 1:
                     yield from running.popleft().result().numpy()
             for last in running:
-                yield from last.result().numpy()
+                scores = last.result().numpy()
+                begun()
+                yield from scores
 
     def _forward(self, batch: Sequence[Tile], shape: tuple[int, int]) -> torch.Tensor:
         """Return the scores of one batch, (n, K, h, w)."""
