@@ -16,7 +16,7 @@ import numpy as np
 
 import tilenet.engine.task as task
 from tilenet.blend import Sums
-from tilenet.models.session import network_shape, nothing
+from tilenet.models.session import network_shape
 
 VARIABLE = "TILENET_SLEEP"
 
@@ -30,9 +30,9 @@ class Slowed:
     def __getattr__(self, name):
         return getattr(self._session, name)
 
-    def scores(self, tiles, shape, begun=nothing):
+    def scores(self, tiles, shape):
         time.sleep(self._seconds)
-        yield from self._session.scores(tiles, shape, begun)
+        yield from self._session.scores(tiles, shape)
 
 
 class Constant:
@@ -47,7 +47,7 @@ class Constant:
     def load(self, pixels):
         return pixels
 
-    def scores(self, tiles, shape, begun=nothing):
+    def scores(self, tiles, shape):
         scores = np.zeros((self.channels, *shape), np.float32)
         scores[0] = 1
         for _ in tiles:

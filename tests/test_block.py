@@ -11,7 +11,6 @@ from tilenet.engine.block import BlockJob, drive, join
 from tilenet.engine.reading import read_window
 from tilenet.geometry import Window, reflect
 from tilenet.lattice import Axis, Lattice
-from tilenet.models.session import nothing
 
 TILE, DIVISOR = 32, 8
 STRIDES = {0: 32, 25: 24, 50: 16, 62: 16, 75: 8}  # overlap in %, rounded down to the divisor
@@ -34,7 +33,7 @@ class Numpy:
     def reuse(self, sums):
         pass
 
-    def scores(self, tiles, shape, begun=nothing):
+    def scores(self, tiles, shape):
         height, width = shape
         for batch in batched(tiles, self.batch_size):
             for pixels, row, col in batch:

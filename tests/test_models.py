@@ -29,8 +29,8 @@ needs_bf16 = pytest.mark.skipif(
 PRECISIONS = ["fp32", pytest.param("bf16", marks=needs_bf16)]
 
 
-def setup(backend, precision, batch_size=4):
-    return Setup(backend, "cpu", precision, 2, batch_size, "")
+def setup(backend, precision, batch_size=4, device="cpu"):
+    return Setup(backend, device, precision, 2, batch_size, "")
 
 
 # -- the batch contract

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import shutil
@@ -19,6 +20,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import inputs
 
 from tilenet.geometry import Window
-from tilenet.models.session import choose, cores, network_shape, open_session
+from tilenet.models.session import choose, cores, has_cuda, network_shape, open_session
 from tilenet.models.store import find_model
 from tilenet.sources import open_raster
 
@@ -68,10 +71,33 @@ def forward_only(
     ]
     for _ in session.scores(corners[:2], (tile, tile)):
         pass
+    _wait_for(setup.device)
     start = time.perf_counter()
     for _ in session.scores(corners, (tile, tile)):
         pass
+    _wait_for(setup.device)
     return time.perf_counter() - start
+
+
+def _wait_for(device: str) -> None:
+    """Wait for what a GPU has been told to do."""
+    if device != "cpu":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def gpu_watched(found: dict[str, float]) -> Iterator[None]:
+    """Note the share of the time within in which the GPU was busy, as its driver sees it."""
+    line = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+    watch = subprocess.Popen([*line, "--loop-ms=100"], stdout=subprocess.PIPE, text=True)
+    try:
+        yield
+    finally:
+        watch.terminate()
+        said = [float(one) for one in watch.communicate()[0].split()]
+        found["gpu_busy"] = statistics.fmean(said) / 100 if said else math.nan
 
 
 def measure(
@@ -80,7 +106,9 @@ def measure(
     """Return the figures of one case: medians over warm runs."""
     options = ("--backend", backend, "--precision", precision)
     out = folder / "mask.zarr"
-    warm = [command(raster, model, out, *options) for _ in range(runs)]
+    busy: dict[str, float] = {}
+    with gpu_watched(busy) if has_cuda() else nullcontext():
+        warm = [command(raster, model, out, *options) for _ in range(runs)]
     shutil.rmtree(out)
     run = sorted(warm, key=lambda r: r["process_seconds"])[len(warm) // 2]
     alone = forward_only(raster, model, run, backend, precision)
@@ -95,7 +123,7 @@ def measure(
         "network_waited": run["wait_seconds"], "pixels_waited": run["queue_seconds"],
         "read_amplification": run["read_amplification"],
         "mpixels_per_second": run["pixels"] / 1e6 / seconds,
-        "peak_rss_mib": max(r["peak_rss_bytes"] for r in warm) / 2**20,
+        "peak_rss_mib": max(r["peak_rss_bytes"] for r in warm) / 2**20, **busy,
     }  # fmt: skip
 
 
@@ -152,6 +180,12 @@ CASES = (
 )
 """Network, side, compression, backend and precision."""
 
+GPU_CASES = (
+    *(("unet-resnet34", 16384, c, "torch:fp16") for c in FILES),
+    ("nuclei", 8192, "jpeg", "torch:fp16"), ("unet-resnet34", 8192, "deflate", "torch:fp32"),
+)  # fmt: skip
+"""The same where there is a CUDA device; `gpu_busy` has what starting takes in it."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -166,9 +200,10 @@ def main() -> None:
         "null8": lambda: str(inputs.null_network(folder, 8)),
         "nuclei": lambda: "nuclei",
         "unet-resnet18": lambda: str(inputs.resnet_unet(folder)),
+        "unet-resnet34": lambda: str(inputs.resnet_unet(folder, "resnet34")),
     }
     rows: list[dict[str, Any]] = []
-    for case in CASES:
+    for case in GPU_CASES if has_cuda() else CASES:
         if options.only not in " ".join(map(str, case)):
             continue
         name, side, compress, setup = case

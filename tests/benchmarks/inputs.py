@@ -81,14 +81,14 @@ def null_network(folder: Path, classes: int) -> Path:
     return path
 
 
-def resnet_unet(folder: Path) -> Path:
-    """Write `smp.Unet("resnet18")` with seeded random weights and two classes."""
-    path = folder / "unet-resnet18"
+def resnet_unet(folder: Path, encoder: str = "resnet18") -> Path:
+    """Write `smp.Unet(encoder)` with seeded random weights and two classes."""
+    path = folder / f"unet-{encoder}"
     if not (path / "tilenet.json").exists():
         import segmentation_models_pytorch as smp
         import torch
 
         torch.manual_seed(0)
-        smp.Unet("resnet18", encoder_weights=None, classes=2).save_pretrained(path)
+        smp.Unet(encoder, encoder_weights=None, classes=2).save_pretrained(path)
         _card(path / "tilenet.json", 2)
     return path

@@ -18,7 +18,7 @@ from tilenet.classes import NODATA
 from tilenet.engine.reading import read_window
 from tilenet.geometry import Window
 from tilenet.lattice import Lattice
-from tilenet.models.session import Session, SumsLike, Tile, nothing
+from tilenet.models.session import Session, SumsLike, Tile
 from tilenet.stops import check_stopping
 
 __all__ = ["BlockJob", "Forwarded", "drive", "join"]
@@ -246,12 +246,7 @@ class BlockJob:
         )
 
 
-def drive(
-    session: Session,
-    jobs: Sequence[tuple[BlockJob, Any]],
-    shape: tuple[int, int],
-    begun: Callable[[], None] = nothing,
-) -> None:
+def drive(session: Session, jobs: Sequence[tuple[BlockJob, Any]], shape: tuple[int, int]) -> None:
     """Forward the tiles of one or several blocks whose tiles have one shape, sharing batches.
 
     Parameters
@@ -262,12 +257,12 @@ def drive(
         Pixels as `Session.load` gave them.
     shape : tuple of int
         Tile height and width.
-    begun : callable
-        Called when the network has begun the last tile: it is then free for others.
     """
     tiles = [tile for job, pixels in jobs for tile in job.tiles(pixels)]
+    if not tiles:  # the network may never be needed
+        return
     places = ((job, k) for job, _ in jobs for k in range(len(job.parts)))
-    with closing(session.scores(tiles, shape, begun)) as found:
+    with closing(session.scores(tiles, shape)) as found:
         for (job, k), scores in zip(places, found, strict=True):
             check_stopping()  # nobody waits for this block any more
             job.add(k, scores, session)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -91,17 +91,13 @@ class Spans:
             self.forward.append((start, time.time()))
 
     @contextmanager
-    def using(self, lock: AbstractContextManager[Any]) -> Iterator[Callable[[], None]]:
-        """Hold a lock on the network; count the time before as waiting, within as a forward.
-
-        Yields what gives the lock to others before the end.
-        """
+    def using(self, lock: AbstractContextManager[Any]) -> Iterator[None]:
+        """Hold a lock on the network; count the time before as waiting, within as a forward."""
         start = time.perf_counter()
-        with ExitStack() as turn:
-            turn.enter_context(lock)
+        with lock:
             self.queue += time.perf_counter() - start
             with self.forwarding():
-                yield turn.close
+                yield
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -192,5 +188,12 @@ class Meter:
 
     @property
     def peak_rss_bytes(self) -> int:
-        """Peak memory of all processes, added up."""
-        return sum((self._rss | {_process(): peak_rss()}).values())
+        """Peak memory of all processes, added up; of this one, as it was last noted."""
+        # To ask the system is not free: of a pack, every raster would.
+        own = {} if _process() in self._rss else {_process(): peak_rss()}
+        return sum((self._rss | own).values())
+
+    def close(self) -> Meter:
+        """Note this process' memory; returns itself."""
+        self._rss[_process()] = peak_rss()
+        return self

@@ -285,9 +285,9 @@ def _forward(pack: list[_Loaded], request: Request, spans: Spans) -> None:
     admission = None if request.meeting is None else _admission(*request.meeting)
     for (dtype, shape), same in groupby(sorted(pack, key=_group), key=_group):
         session = session_for(request.files, request.setup, dtype, admission)
-        with spans.using(session.lock) as begun:
-            jobs = [(one.block, session.load(one.pixels)) for one in same if one.block.parts]
-            drive(session, jobs, shape, begun)
+        jobs = [(one.block, session.load(one.pixels)) for one in same if one.block.parts]
+        with spans.using(session.lock):
+            drive(session, jobs, shape)
 
 
 def _write(

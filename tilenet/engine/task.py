@@ -276,9 +276,9 @@ class Worker:
             margin=plan.model.card.margin,
             **({} if allocate is None else {"allocate": allocate}),
         )
-        with spans.using(session.lock) as begun:
-            if job.parts:
-                drive(session, [(job, session.load(pixels))], plan.lattice.tile_shape, begun)
+        loaded = session.load(pixels)
+        with spans.using(session.lock):
+            drive(session, [(job, loaded)], plan.lattice.tile_shape)
             done = job.finish()
         spans.forwarded += done.tiles_forwarded
         spans.nonfinite += done.nonfinite

@@ -9,11 +9,10 @@ import sys
 import tempfile
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from itertools import batched
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from tilenet.blend import Activation, Decision, Sums
 from tilenet.errors import ModelError, blame
 from tilenet.models.card import ModelCard
-from tilenet.models.session import NetworkShape, Setup, SumsLike, Tile, check_answer, nothing
+from tilenet.models.session import NetworkShape, Setup, SumsLike, Tile, check_answer
 from tilenet.models.store import ModelFiles, cache_folder
 from tilenet.quiet import ignoring, without_module
 
@@ -235,9 +234,9 @@ class OpenVinoSession:
         self.channels = int(self._model.outputs[0].partial_shape[1].get_length())
         self.batch_size = setup.batch_size
         self.lock = threading.Lock()
-        self._compiled: OrderedDict[tuple[int, int], SimpleQueue[ov.InferRequest]] = OrderedDict()
+        self._compiled: OrderedDict[tuple[int, int], list[ov.InferRequest]] = OrderedDict()
         self._core = ov.Core()
-        self._spare: deque[Sums] = deque(maxlen=1)
+        self._spare: Sums | None = None
 
     def load(self, pixels: NDArray[Any]) -> NDArray[Any]:
         """Return the pixels: they are where the CPU reads them."""
@@ -246,18 +245,15 @@ class OpenVinoSession:
     def sums(self, height: int, width: int, decision: Decision) -> Sums:
         """Return empty sums."""
         shape = (self.channels, height, width)
-        try:
-            return self._spare.pop().emptied(*shape, decision)
-        except IndexError:
-            return Sums(*shape, decision)
+        spare, self._spare = self._spare, None
+        return Sums(*shape, decision) if spare is None else spare.emptied(*shape, decision)
 
     def reuse(self, sums: SumsLike) -> None:
         """Keep sums for the next block: new pages from the system cost more than adding."""
         assert isinstance(sums, Sums)
-        self._spare.append(sums)
+        self._spare = sums
 
-    def _requests(self, shape: tuple[int, int]) -> SimpleQueue[ov.InferRequest]:
-        """Return the requests of a tile's shape that are free."""
+    def _requests(self, shape: tuple[int, int]) -> list[ov.InferRequest]:
         if shape in self._compiled:
             self._compiled.move_to_end(shape)
             return self._compiled[shape]
@@ -286,40 +282,36 @@ class OpenVinoSession:
             ) from error
         out = compiled.outputs[0].shape
         check_answer((out[2], out[3]), shape, self._lost, self._where)
-        requests = self._compiled[shape] = SimpleQueue()
-        for _ in range(streams + 1):
-            requests.put(compiled.create_infer_request())
+        requests = [compiled.create_infer_request() for _ in range(streams + 1)]
+        self._compiled[shape] = requests
         if len(self._compiled) > _MAX_COMPILED:
             self._compiled.popitem(last=False)
         return requests
 
     def scores(
-        self, tiles: Sequence[Tile], shape: tuple[int, int], begun: Callable[[], None] = nothing
+        self, tiles: Sequence[Tile], shape: tuple[int, int]
     ) -> Generator[NDArray[np.float32]]:
         """Yield the scores of tiles; a yielded array is good until the next one is asked for."""
-        free = self._requests(shape)
+        free = deque(self._requests(shape))
         running: deque[tuple[ov.InferRequest, int]] = deque()
         height, width = (side + self._lost for side in shape)
         try:
             for batch in batched(tiles, self.batch_size):
-                while running and free.empty():
+                if not free:
                     yield from self._finish(*running[0], shape)
-                    free.put(running.popleft()[0])
-                request = free.get()  # others may have it for their last tiles
+                    free.append(running.popleft()[0])
+                request = free.popleft()
                 target = request.input_tensors[0].data
                 for k, (pixels, row, col) in enumerate(batch):
                     target[k] = pixels[:, row : row + height, col : col + width]
                 target[len(batch) :] = 0
                 request.start_async()
                 running.append((request, len(batch)))
-            begun()
-            while running:
-                yield from self._finish(*running[0], shape)
-                free.put(running.popleft()[0])
+            for request, count in running:
+                yield from self._finish(request, count, shape)
         finally:  # the requests serve again, also if the caller broke off
             for request, _ in running:
                 request.wait()
-                free.put(request)
 
     @staticmethod
     def _finish(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import re
-import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,17 +34,11 @@ __all__ = [
     "cpu_flags",
     "has_cuda",
     "network_shape",
-    "nothing",
     "open_session",
 ]
 
 Backend = Literal["torch", "openvino"]
 Precision = Literal["fp32", "bf16", "fp16"]
-
-
-def nothing() -> None:
-    """Do nothing."""
-
 
 Weights = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -101,29 +95,19 @@ class Session(Protocol):
 
     channels: int
     batch_size: int
-    lock: threading.Lock
-    """Held while tiles are begun."""
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """Held while tiles are forwarded and added up: by one block, on a device by two."""
 
     def load(self, pixels: NDArray[Any]) -> Any:
         """Bring a block's pixels, (C, H, W) in their own dtype, to the device."""
 
-    def scores(
-        self, tiles: Sequence[Tile], shape: tuple[int, int], begun: Callable[[], None] = nothing
-    ) -> Generator[Any]:
+    def scores(self, tiles: Sequence[Tile], shape: tuple[int, int]) -> Generator[Any]:
         """Yield the scores, (K, h, w) float32, of tiles of one shape, in order.
 
         Tiles may come from several blocks or images. A yielded array is good until the next. Close
-        the iterator if not all are taken.
-
-        Parameters
-        ----------
-        tiles : sequence of Tile
-            What to forward.
-        shape : tuple of int
-            Tile height and width.
-        begun : callable
-            Called when no more of them will be begun: the lock is not needed for what is left, and
-            the next tiles can follow without a gap.
+        the generator, in the thread that took from it, if not all are taken.
         """
 
     def sums(self, height: int, width: int, decision: Decision) -> SumsLike:
@@ -331,8 +315,8 @@ def choose(
         ("torch", "cpu"): "OpenVINO is not used here",
     }.get((chosen, chosen_device.partition(":")[0]), "a CUDA device is there")
     if batch_size is None:
-        # On CPUs one tile at a time fills the cores; a GPU wants about 8 Mpx in flight.
-        per_call = (1 << 23) // max(1, tile_pixels)
+        # On CPUs one tile at a time fills the cores; a GPU wants about 8 Mpx, in its two lanes.
+        per_call = (1 << 22) // max(1, tile_pixels)
         batch_size = 1 if chosen_device == "cpu" else min(64, max(1, per_call))
     return Setup(chosen, chosen_device, chosen_precision, threads or cores(), batch_size, why)
 

@@ -1,18 +1,20 @@
 """PyTorch: channels-last, bf16 where there is hardware for it. The same network code everywhere.
 
-On CUDA a block goes up once in its own dtype; tiles are views of it there, and everything up to the
-classes stays on the device (`TorchSums`). On the CPU numpy adds up a tile, a few rows at a time,
-while the next is forwarded.
+On CUDA a block goes up once in its own dtype, beside what is computed; tiles are views of it there,
+and everything up to the classes stays on the device (`TorchSums`), where two blocks are in flight.
+On the CPU numpy adds up a tile, a few rows at a time, while the next is forwarded.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import batched
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,8 @@ from tilenet.blend import AXIS_ONE, ONE, Decision, Sums
 from tilenet.errors import ModelError
 from tilenet.memory import keep_large_arrays
 from tilenet.models.build import build_network
-from tilenet.models.session import Setup, SumsLike, Tile, Weights, check_answer, nothing
+from tilenet.models.lanes import LANES, Lane, Upload, open_lane, to_device, upload
+from tilenet.models.session import Setup, SumsLike, Tile, Weights, check_answer
 from tilenet.models.store import ModelFiles
 
 __all__ = ["TorchSession", "TorchSums"]
@@ -75,8 +78,8 @@ class TorchSums:
         if self._decision.bits:
             limit = float(1 << self._decision.bits)
             scores = scores.clamp(-limit, limit)
-        rows = torch.from_numpy((weights[0] * scale).astype(np.float32)).to(scores.device)
-        cols = torch.from_numpy((weights[1] * float(AXIS_ONE)).astype(np.float32)).to(scores.device)
+        rows = to_device((weights[0] * scale).astype(np.float32), scores.device)
+        cols = to_device((weights[1] * float(AXIS_ONE)).astype(np.float32), scores.device)
         plane = rows[:height, None] * cols[None, :width]
         whole = (scores[:, :height, :width] * plane).to(torch.int32)
         self._sums[:, row : row + height, col : col + width] += whole
@@ -142,15 +145,19 @@ class TorchSession:
         self._scale = self._per_band(files.card.scale)
         self.channels = int(files.config.get("classes", 1))
         self.batch_size = setup.batch_size
-        self.lock = threading.Lock()
+        lanes = LANES if self._on_device else 1
+        self.lock: AbstractContextManager[Any] = threading.BoundedSemaphore(lanes)
+        self._lanes: SimpleQueue[Lane] = SimpleQueue()
+        for _ in range(lanes):
+            self._lanes.put(open_lane(self._device))
 
     def _per_band(self, values: NDArray[np.float64]) -> torch.Tensor:
         tensor = torch.tensor(np.asarray(values), dtype=torch.float32, device=self._device)
         return tensor[None, :, None, None]
 
-    def load(self, pixels: NDArray[Any]) -> torch.Tensor:
-        """Bring pixels, (C, H, W), to the device in their own dtype."""
-        return torch.from_numpy(pixels).to(self._device)
+    def load(self, pixels: NDArray[Any]) -> Upload:
+        """Begin to bring pixels, (C, H, W), to the device in their own dtype."""
+        return upload(pixels, self._device)
 
     def sums(self, height: int, width: int, decision: Decision) -> Sums | TorchSums:
         """Return empty sums on the device."""
@@ -159,36 +166,51 @@ class TorchSession:
         return Sums(self.channels, height, width, decision)
 
     def reuse(self, sums: SumsLike) -> None:
-        """Let go of sums: torch keeps its memory itself."""
+        """Let go of sums: torch keeps a device's memory itself."""
 
-    def scores(
-        self, tiles: Sequence[Tile], shape: tuple[int, int], begun: Callable[[], None] = nothing
-    ) -> Generator[Any]:
-        """Yield the scores of tiles, (K, h, w) float32, in order."""
-        batches = batched(tiles, self.batch_size)
-        if self._on_device:  # which computes by itself
-            for batch in batches:
-                yield from self._forward(batch, shape)
-            return
+    def scores(self, tiles: Sequence[Tile], shape: tuple[int, int]) -> Generator[Any]:
+        """Yield the scores of tiles, (K, h, w) float32, in order.
+
+        Until it ends, what the caller's thread does on the device follows in the same order.
+        """
+        lane = self._lanes.get()
+        try:
+            batches = batched(tiles, self.batch_size)
+            with lane.entered({id(one): one for one, _, _ in tiles}.values()):
+                if self._on_device:  # which computes by itself
+                    for batch in batches:
+                        yield from self._forward(batch, shape, lane)
+                else:
+                    yield from self._ahead(batches, shape, lane)
+        finally:
+            self._lanes.put(lane)
+
+    def _ahead(
+        self, batches: Iterable[tuple[Tile, ...]], shape: tuple[int, int], lane: Lane
+    ) -> Iterator[NDArray[np.float32]]:
+        """Yield scores on the CPU while the next batch is forwarded."""
         keep_large_arrays()
         with ThreadPoolExecutor(1, "tilenet-torch") as ahead:
             running: deque[Future[torch.Tensor]] = deque()
             for batch in batches:
-                running.append(ahead.submit(self._forward, batch, shape))
+                running.append(ahead.submit(self._forward, batch, shape, lane))
                 if len(running) > 1:
                     yield from running.popleft().result().numpy()
             for last in running:
-                scores = last.result().numpy()
-                begun()
-                yield from scores
+                yield from last.result().numpy()
 
-    def _forward(self, batch: Sequence[Tile], shape: tuple[int, int]) -> torch.Tensor:
+    def _forward(self, batch: Sequence[Tile], shape: tuple[int, int], lane: Lane) -> torch.Tensor:
         """Return the scores of one batch, (n, K, h, w)."""
         height, width = (side + self._lost for side in shape)
-        views = [p[:, r : r + height, c : c + width] for p, r, c in batch]
+        views = [one.pixels[:, r : r + height, c : c + width] for one, r, c in batch]
         views += [torch.zeros_like(views[0])] * (self.batch_size - len(views))
-        with torch.inference_mode(), _exact():
-            raw = torch.stack(views).to(torch.float32)  # (N, C, h, w)
+        with torch.inference_mode():
+            return lane.run(partial(self._scores_of, shape), torch.stack(views))[: len(batch)]
+
+    def _scores_of(self, shape: tuple[int, int], pixels: torch.Tensor) -> torch.Tensor:
+        """Return the scores of pixels, (N, C, h, w) as they were read, as (N, K, h, w) float32."""
+        with _exact():
+            raw = pixels.to(torch.float32)
             inputs = ((raw - self._offset) / self._scale).to(
                 self._dtype, memory_format=torch.channels_last
             )
@@ -204,5 +226,5 @@ class TorchSession:
                 logits = logits.softmax(dim=1)
             elif self._activation == "sigmoid":
                 logits = logits.sigmoid()
-            scores: torch.Tensor = logits.contiguous()[: len(batch)]
+            scores: torch.Tensor = logits.contiguous()
             return scores

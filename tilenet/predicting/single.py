@@ -81,7 +81,7 @@ def run_large_one(
     say_nonfinite(large.meter.nonfinite)
     say_strips(large.meter)
     seconds = time.perf_counter() - start
-    result = run_result(plan, out, large.done, large.meter, seconds, resumed=large.resumed)
+    result = run_result(plan, out, large.done, large.meter.close(), seconds, resumed=large.resumed)
     say_bottleneck(result)
     return result
 
@@ -166,13 +166,14 @@ def _run_part(
     # A part needs no cluster, however large it is.
     with executor_for(request.config, 1, cluster) as executor:
         large = run_part(plan, out, part, executor, partial(tracker.advance, path))
-    say_nonfinite(large.meter.nonfinite)
+    meter = large.meter.close()
+    say_nonfinite(meter.nonfinite)
     run = run_result(
-        plan, out, large.done, large.meter, clock.seconds,
+        plan, out, large.done, meter, clock.seconds,
         resumed=large.resumed, part=part, missing=large.missing,
     )  # fmt: skip
     say_bottleneck(run)
-    tell_end(tracker, path, run, resumed=not large.meter.tiles_forwarded)
+    tell_end(tracker, path, run, resumed=not meter.tiles_forwarded)
     return result_of(run, clock)
 
 

@@ -1,0 +1,42 @@
+"""A CUDA device: the same answers whatever is in flight, with and without graphs."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from rasters import picture
+from test_models import added_up, setup
+
+from tilenet.models.contract import keeps_batch_contract
+from tilenet.models.session import has_cuda, open_session
+from tilenet.models.store import find_model
+
+pytestmark = pytest.mark.skipif(not has_cuda(), reason="needs a CUDA device")
+
+
+@pytest.fixture(params=["fp32", "fp16"])
+def session(request):
+    made = setup("torch", request.param, 4, device="cuda")
+    return open_session(find_model("nuclei", None, {}), made, "uint8")
+
+
+def test_a_tile_depends_on_itself_alone(session):
+    card = find_model("nuclei", None, {}).card
+    assert keeps_batch_contract(session, card, (96, 96))  # the first call of a shape
+    assert keeps_batch_contract(session, card, (96, 96))  # a graph
+
+
+def test_two_blocks_in_flight_give_what_one_gives(session):
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (3, 160, 160), np.uint8) for _ in range(24)]
+    alone = [added_up(session, image) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda image: added_up(session, image), images))
+    assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_it_sees_what_the_cpu_sees():
+    files, pixels = find_model("nuclei", None, {}), picture(160, 128)
+    ours = added_up(open_session(files, setup("torch", "fp32", 4, device="cuda"), "uint8"), pixels)
+    theirs = added_up(open_session(files, setup("torch", "fp32", 4), "uint8"), pixels)
+    assert np.mean(ours != theirs) < 1e-3
