@@ -61,7 +61,7 @@ __all__ = [
     "split_pack",
 ]
 
-_PACK_PIXELS = 1 << 23  # pixels held at a time; a larger raster is read alone
+_PACK_BYTES = 1 << 24  # of pixels held at a time; a larger raster is read alone
 _ZARR_SIDE = 4096
 
 
@@ -411,7 +411,7 @@ def pack_task(
             elif plan.lattice.blocks == 1:
                 out.parent.mkdir(parents=True, exist_ok=True)
                 pack.append(_load(item, raster, plan, out, spans))
-        if sum(loaded.pixels.size for loaded in pack) > _PACK_PIXELS:
+        if sum(loaded.pixels.nbytes for loaded in pack) > _PACK_BYTES:
             flush()
     flush()
     spans.pixels = sum(
