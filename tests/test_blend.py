@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tilenet.blend import ONE, Blend, Decision, Sums, axis_weights, decide, quantise
+from tilenet.blend import AXIS_ONE, ONE, Blend, Decision, Sums, axis_weights, decide, quantise
 from tilenet.lattice import Axis
 from tilenet.models.torch_backend import TorchSums
 from tilenet.pyramid import halve
@@ -110,6 +110,27 @@ def test_sums_are_the_same_in_any_order_and_close_to_float64(decision):
     error = np.abs(one / (ONE >> decision.bits) - exact[:, :90, :150])
     assert error.max() < (1e-6 if not decision.bits else 1e-4)
     assert one.dtype == np.int32
+
+
+@pytest.mark.parametrize("decision", DECISIONS)
+def test_what_no_tile_reaches_is_zero_in_used_memory_too(decision):
+    tiles, used = some_tiles(decision), added(some_tiles(decision, seed=5), decision)
+    rng = np.random.default_rng(2)
+    for count in (0, 1, 7, 30):
+        some = [tiles[k] for k in rng.choice(len(tiles), count, replace=False)]
+        expected = np.zeros((3, 90 + 32, 150 + 32), np.int32)
+        for scores, row, col, (v, w) in some:
+            rows = (v * float(AXIS_ONE / (1 << decision.bits))).astype(np.float32)
+            cols = (w * float(AXIS_ONE)).astype(np.float32)
+            whole = (scores * (rows[:, None] * cols)).astype(np.int32)
+            expected[:, row : row + 32, col : col + 32] += whole
+        used = used.emptied(3, 90, 150, decision)
+        for scores, row, col, weights in some:
+            used.add(scores, row, col, weights)
+        for sums in (used, added(some, decision)):
+            assert np.array_equal(sums.take(ALL, ALL), expected[:, :90, :150])
+    assert used.emptied(3, 90, 150, decision) is used
+    assert used.emptied(3, 90, 151, decision) is not used
 
 
 def test_full_scores_never_overflow():
