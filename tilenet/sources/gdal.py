@@ -35,8 +35,8 @@ DRIVERS = (
 """Formats that hold pixels of their own. Formats that point elsewhere (VRT, WMS, STAC…) are not
 opened: a file from a stranger must not make us read other files or the network."""
 
-CACHE_BYTES = 32 << 20
-"""Of decoded pixels, in GDAL."""
+CACHE_BYTES = 40 << 20
+"""Of decoded pixels, in GDAL: those of a block of RGB bytes, in native tiles of 240 to 512."""
 _MAX_BANDS = 4096
 _MPP = (0.02, 20.0)
 _NUMPY = {"complex_int16": "complex64"}  # a kind of pixel that numpy does not have
