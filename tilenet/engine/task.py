@@ -102,12 +102,14 @@ def session_for(
 
 def class_pixels(mask: NDArray[np.uint8], classes: int) -> dict[int, int]:
     """Return how many pixels each class has, and how many have no answer (255)."""
-    if classes <= 8:
-        values = [*range(classes), NODATA]
-        return {value: int(np.count_nonzero(mask == value)) for value in values}
     total = np.zeros(256, np.int64)
-    for start in range(0, mask.shape[0], 64):  # bincount widens what it counts
-        total += np.bincount(mask[start : start + 64].ravel(), minlength=256)
+    values = (*range(classes), NODATA) if classes <= 8 else ()
+    for start in range(0, mask.shape[0], 64):  # what a row makes stays in the cache
+        rows = mask[start : start + 64]
+        for value in values:
+            total[value] += np.count_nonzero(rows == value)
+        if not values:
+            total += np.bincount(rows.ravel(), minlength=256)
     return {value: int(total[value]) for value in (*range(classes), NODATA)}
 
 
