@@ -1,4 +1,4 @@
-"""A CUDA device: the same answers whatever is in flight, with and without graphs."""
+"""A CUDA device: the same answers whatever else is in flight."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,8 +22,7 @@ def session(request):
 
 def test_a_tile_depends_on_itself_alone(session):
     card = find_model("nuclei", None, {}).card
-    assert keeps_batch_contract(session, card, (96, 96))  # the first call of a shape
-    assert keeps_batch_contract(session, card, (96, 96))  # a graph
+    assert keeps_batch_contract(session, card, (96, 96))
 
 
 def test_two_blocks_in_flight_give_what_one_gives(session):

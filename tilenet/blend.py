@@ -253,7 +253,7 @@ class Sums:
         return np.clip(np.where(bad, np.float32(0), scores), -limit, limit)
 
     def take(self, rows: slice, cols: slice) -> NDArray[np.int32]:
-        """Return a rectangle of sums, (K, h, w), good until the next tile comes."""
+        """Return a rectangle of sums, (K, h, w), good until the sums change."""
         return self._sums_of(rows)[:, :, cols]
 
     def decide(self, rows: slice, cols: slice) -> NDArray[np.uint8]:

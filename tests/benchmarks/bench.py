@@ -90,13 +90,13 @@ def _wait_for(device: str) -> None:
 @contextmanager
 def gpu_watched(found: dict[str, float]) -> Iterator[None]:
     """Note the share of the time within in which the GPU was busy, as its driver sees it."""
-    line = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+    line = ["nvidia-smi", "--id=0", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
     watch = subprocess.Popen([*line, "--loop-ms=100"], stdout=subprocess.PIPE, text=True)
     try:
         yield
     finally:
         watch.terminate()
-        said = [float(one) for one in watch.communicate()[0].split()]
+        said = [float(one) for one in watch.communicate()[0].split() if one.isdecimal()]
         found["gpu_busy"] = statistics.fmean(said) / 100 if said else math.nan
 
 

@@ -193,7 +193,7 @@ class Meter:
         own = {} if _process() in self._rss else {_process(): peak_rss()}
         return sum((self._rss | own).values())
 
-    def close(self) -> Meter:
-        """Note this process' memory; returns itself."""
+    def note_memory(self) -> Meter:
+        """Note this process' memory as it is now; returns itself."""
         self._rss[_process()] = peak_rss()
         return self

@@ -291,7 +291,7 @@ def _core(chunk: int, tile: int, channels: int) -> tuple[int, int]:
     """
     rows, cols = _BLOCK_CHUNKS
     while rows > cols and 4 * channels * rows * cols * chunk * chunk > _MAX_BLOCK_SUMS_BYTES:
-        rows -= cols
+        rows -= 2
     while rows * chunk < tile:
         rows *= 2
     while cols * chunk < tile:

@@ -278,7 +278,7 @@ class Worker:
             margin=plan.model.card.margin,
             **({} if allocate is None else {"allocate": allocate}),
         )
-        loaded = session.load(pixels)
+        loaded = session.load(pixels) if job.parts else None
         with spans.using(session.lock):
             drive(session, [(job, loaded)], plan.lattice.tile_shape)
             done = job.finish()

@@ -74,7 +74,7 @@ class SumsLike(Protocol):
         """Add one tile's scores."""
 
     def take(self, rows: slice, cols: slice) -> NDArray[np.int32]:
-        """Return sums, (K, h, w), good until the next tile comes."""
+        """Return sums, (K, h, w), good until the sums change."""
 
     def decide(self, rows: slice, cols: slice) -> NDArray[np.uint8]:
         """Return classes, (h, w)."""
@@ -83,7 +83,7 @@ class SumsLike(Protocol):
         """Return probabilities, (K, h, w)."""
 
     def shift(self, rows: int) -> None:
-        """Drop the first rows and clear what comes free."""
+        """Drop the first rows; what comes free is 0."""
 
 
 class Session(Protocol):

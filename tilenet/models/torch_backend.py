@@ -11,8 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from functools import partial
+from contextlib import AbstractContextManager, ExitStack
 from itertools import batched
 from queue import SimpleQueue
 from typing import Any
@@ -34,11 +33,32 @@ __all__ = ["TorchSession", "TorchSums"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def _exact() -> AbstractContextManager[None]:
-    """Make fp32 mean fp32, not TF32, and choose no kernel by a race that may end otherwise."""
-    return torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-    )
+class _Exact:
+    """Makes fp32 mean fp32, not TF32, and chooses no kernel by a race that may end otherwise.
+
+    The flags are the process': the first who enters sets them, the last who leaves puts them back.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._flags = threading.Lock(), 0, ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                flags = torch.backends.cudnn.flags(
+                    enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+                )
+                self._flags.enter_context(flags)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._flags.close()
+
+
+_exact = _Exact()
 
 
 class TorchSums:
@@ -70,6 +90,7 @@ class TorchSums:
         """Add one tile's scores, (K, h, w) float32; what lies outside is cut off."""
         height = min(scores.shape[1], self._sums.shape[1] - row)
         width = min(scores.shape[2], self._sums.shape[2] - col)
+        scores = scores[:, :height, :width]
         # isfinite by way of x − x, which is NaN for NaN and ±Inf: no wait for the device.
         bad = (scores - scores) != 0
         self._nonfinite += bad.sum()
@@ -81,12 +102,12 @@ class TorchSums:
         rows = to_device((weights[0] * scale).astype(np.float32), scores.device)
         cols = to_device((weights[1] * float(AXIS_ONE)).astype(np.float32), scores.device)
         plane = rows[:height, None] * cols[None, :width]
-        whole = (scores[:, :height, :width] * plane).to(torch.int32)
+        whole = (scores * plane).to(torch.int32)
         self._sums[:, row : row + height, col : col + width] += whole
 
     def take(self, rows: slice, cols: slice) -> NDArray[np.int32]:
-        """Return sums, (K, h, w)."""
-        taken: NDArray[np.int32] = self._sums[:, rows, cols].cpu().numpy().copy()
+        """Return sums, (K, h, w), good until the sums change."""
+        taken: NDArray[np.int32] = self._sums[:, rows, cols].cpu().numpy()
         return taken
 
     def decide(self, rows: slice, cols: slice) -> NDArray[np.uint8]:
@@ -179,38 +200,33 @@ class TorchSession:
             with lane.entered({id(one): one for one, _, _ in tiles}.values()):
                 if self._on_device:  # which computes by itself
                     for batch in batches:
-                        yield from self._forward(batch, shape, lane)
+                        yield from self._forward(batch, shape)
                 else:
-                    yield from self._ahead(batches, shape, lane)
+                    yield from self._ahead(batches, shape)
         finally:
             self._lanes.put(lane)
 
     def _ahead(
-        self, batches: Iterable[tuple[Tile, ...]], shape: tuple[int, int], lane: Lane
+        self, batches: Iterable[tuple[Tile, ...]], shape: tuple[int, int]
     ) -> Iterator[NDArray[np.float32]]:
         """Yield scores on the CPU while the next batch is forwarded."""
         keep_large_arrays()
         with ThreadPoolExecutor(1, "tilenet-torch") as ahead:
             running: deque[Future[torch.Tensor]] = deque()
             for batch in batches:
-                running.append(ahead.submit(self._forward, batch, shape, lane))
+                running.append(ahead.submit(self._forward, batch, shape))
                 if len(running) > 1:
                     yield from running.popleft().result().numpy()
             for last in running:
                 yield from last.result().numpy()
 
-    def _forward(self, batch: Sequence[Tile], shape: tuple[int, int], lane: Lane) -> torch.Tensor:
+    def _forward(self, batch: Sequence[Tile], shape: tuple[int, int]) -> torch.Tensor:
         """Return the scores of one batch, (n, K, h, w)."""
         height, width = (side + self._lost for side in shape)
         views = [one.pixels[:, r : r + height, c : c + width] for one, r, c in batch]
         views += [torch.zeros_like(views[0])] * (self.batch_size - len(views))
-        with torch.inference_mode():
-            return lane.run(partial(self._scores_of, shape), torch.stack(views))[: len(batch)]
-
-    def _scores_of(self, shape: tuple[int, int], pixels: torch.Tensor) -> torch.Tensor:
-        """Return the scores of pixels, (N, C, h, w) as they were read, as (N, K, h, w) float32."""
-        with _exact():
-            raw = pixels.to(torch.float32)
+        with torch.inference_mode(), _exact:
+            raw = torch.stack(views).to(torch.float32)  # (N, C, h, w)
             inputs = ((raw - self._offset) / self._scale).to(
                 self._dtype, memory_format=torch.channels_last
             )
@@ -226,5 +242,5 @@ class TorchSession:
                 logits = logits.softmax(dim=1)
             elif self._activation == "sigmoid":
                 logits = logits.sigmoid()
-            scores: torch.Tensor = logits.contiguous()
+            scores: torch.Tensor = logits.contiguous()[: len(batch)]
             return scores

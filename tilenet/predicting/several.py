@@ -218,6 +218,6 @@ def _gather(
         read_seconds=clock.meter.read_seconds,
         write_seconds=clock.meter.write_seconds,
         peak_rss_bytes=max(
-            [clock.meter.close().peak_rss_bytes, *(r.peak_rss_bytes for r in runs.values())]
+            [clock.meter.note_memory().peak_rss_bytes, *(r.peak_rss_bytes for r in runs.values())]
         ),
     )

@@ -81,7 +81,9 @@ def run_large_one(
     say_nonfinite(large.meter.nonfinite)
     say_strips(large.meter)
     seconds = time.perf_counter() - start
-    result = run_result(plan, out, large.done, large.meter.close(), seconds, resumed=large.resumed)
+    result = run_result(
+        plan, out, large.done, large.meter.note_memory(), seconds, resumed=large.resumed
+    )
     say_bottleneck(result)
     return result
 
@@ -166,7 +168,7 @@ def _run_part(
     # A part needs no cluster, however large it is.
     with executor_for(request.config, 1, cluster) as executor:
         large = run_part(plan, out, part, executor, partial(tracker.advance, path))
-    meter = large.meter.close()
+    meter = large.meter.note_memory()
     say_nonfinite(meter.nonfinite)
     run = run_result(
         plan, out, large.done, meter, clock.seconds,
