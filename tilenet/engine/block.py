@@ -23,7 +23,7 @@ from tilenet.stops import check_stopping
 
 __all__ = ["BlockJob", "Forwarded", "drive", "join"]
 
-_JOIN_ROWS = 128
+_BAND_BYTES = 1 << 19  # of sums that are joined at a time: several arrays of it fit a cache
 
 
 SumRows = Any
@@ -298,8 +298,9 @@ def join(
     for own_sums, frame in ((own.top, top), (own.left, left)):
         if not frame.pixels:
             continue
-        for row in range(frame.row, frame.row_stop, _JOIN_ROWS):
-            band = Window(row, frame.col, _JOIN_ROWS, frame.width).intersection(frame)
+        step = max(1, _BAND_BYTES // (4 * own_sums.shape[0] * frame.width))
+        for row in range(frame.row, frame.row_stop, step):
+            band = Window(row, frame.col, step, frame.width).intersection(frame)
             sums = _band(band, [(frame, own_sums), *given])
             where = band.slices(core.row, core.col)
             kept = own.mask[where] != NODATA
