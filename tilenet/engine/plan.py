@@ -45,7 +45,8 @@ _ENDINGS: dict[str, Format] = {
 
 _LOCAL_TILE, _LOCAL_OVERLAP = 1024, 256
 _UNKNOWN_TILE = 512
-_BLOCK_CHUNKS = (6, 2)
+_BLOCK_CHUNKS, _MOST_ROWS = (4, 2), 6
+_REREAD = 0.15  # of a block's rows, that the one above has decoded too
 _MAX_BLOCK_SUMS_BYTES = 1 << 30
 _MAX_PNG_PIXELS = 1 << 26
 
@@ -282,14 +283,16 @@ def _adapter() -> TypeAdapter[Plan]:
     return TypeAdapter(Plan)
 
 
-def _core(chunk: int, tile: int, channels: int) -> tuple[int, int]:
+def _core(chunk: int, tile: int, channels: int, shared: int) -> tuple[int, int]:
     """Return the height and width of a block: whole chunks, at least a tile.
 
     Tall blocks, taken row by row: the columns that neighbours share are still in GDAL's cache, so
-    only shared rows are decoded twice; and the sums, one tile high, stay narrow. Many classes take
-    smaller blocks.
+    only shared rows are decoded twice, taller ones where these are many; and the sums, one tile
+    high, stay narrow. Many classes take smaller blocks.
     """
     rows, cols = _BLOCK_CHUNKS
+    while rows < _MOST_ROWS and shared > _REREAD * rows * chunk:
+        rows += 2
     while rows > cols and 4 * channels * rows * cols * chunk * chunk > _MAX_BLOCK_SUMS_BYTES:
         rows -= 2
     while rows * chunk < tile:
@@ -341,7 +344,9 @@ def make_plan(
     if config.block is not None:
         core_rows = core_cols = config.block
     else:
-        core_rows, core_cols = _core(config.chunk, choice.tile, shape.channels)
+        native = raster.native_block[0]
+        shared = -(-(choice.overlap + sum(files.card.margin)) // native) * native
+        core_rows, core_cols = _core(config.chunk, choice.tile, shape.channels, shared)
 
     def axis(size: int, core: int) -> Axis:
         stride = choice.tile - choice.overlap

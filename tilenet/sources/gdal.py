@@ -35,7 +35,7 @@ DRIVERS = (
 """Formats that hold pixels of their own. Formats that point elsewhere (VRT, WMS, STAC…) are not
 opened: a file from a stranger must not make us read other files or the network."""
 
-CACHE_BYTES = 40 << 20
+CACHE_BYTES = 36 << 20
 """Of decoded pixels, in GDAL: those of a block of RGB bytes, in native tiles of 240 to 512."""
 _MAX_BANDS = 4096
 _MPP = (0.02, 20.0)
