@@ -347,7 +347,7 @@ def test_parts_with_worker_processes(command, source, model, tmp_path, undisturb
 def test_strips_that_are_damaged_or_lost(source, model, tmp_path, undisturbed):
     out, options = tmp_path / "x.zarr", KINDS["x.zarr"]
     run_parts(source, out, model, ["1/3", "3/3"], **options)
-    strips = sorted((run_folder(out) / "strips").glob("*.strip"))
+    strips = sorted((run_folder(out) / "strips").glob("*.strips"))
     assert strips
     for k, path in enumerate(strips):
         if k % 2:
@@ -367,9 +367,8 @@ def test_what_others_wait_for_is_made_first(start, source, model, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert journaled(out, "1/2") < 30
-    names = [path.name.split(".") for path in (run_folder(out) / "strips").glob("*.strip")]
-    given = {(int(taker), int(giver)) for taker, giver, _ in names if int(taker) >= 32}
-    assert len(given) >= 10  # of 8 straight down and 7 to the right of it; some may be under way
+    given = {int(path.stem) for path in (run_folder(out) / "strips").glob("*.strips")}
+    assert len(given & set(range(24, 32))) >= 5  # of 8; some may be under way
 
 
 def test_a_block_that_another_part_gave_up(source, model, tmp_path):

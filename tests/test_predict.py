@@ -635,7 +635,7 @@ def test_resume_of_a_torn_journal(large, models, half_done, undisturbed):
 
 
 def test_resume_without_the_strips(large, models, half_done, undisturbed):
-    strips = list((half_done / ".x.zarr.tilenet" / "strips").glob("*.strip"))
+    strips = list((half_done / ".x.zarr.tilenet" / "strips").glob("*.strips"))
     assert strips
     for strip in strips:
         strip.unlink()

@@ -20,12 +20,11 @@ def _lattice(file: str, run: str) -> Lattice:
 
 
 def forward_task(file: str, run: str, blocks: task.Blocks) -> tuple[task.Blocks, Spans]:
-    """Stand in for a forward: the files of an empty half, a strip for each taker."""
+    """Stand in for a forward: the files of an empty half and of empty strips."""
     lattice, strips = _lattice(file, run), Path(file).parent / task.STRIPS
     for block in blocks:
-        given = [spill.strip_name(block, taker) for taker in lattice.takers(block)]
-        for name in (*spill.own_names(block), *given):
-            spill.write(strips / name, {})
+        for name in spill.needed_by(lattice, block):
+            spill.SpillWriter(strips / name).close({})
     return blocks, Spans().close()
 
 
@@ -33,9 +32,10 @@ def join_task(file: str, run: str, blocks: task.Blocks) -> tuple[list[BlockRecor
     """Stand in for a join: reads what the forwards wrote."""
     lattice, strips = _lattice(file, run), Path(file).parent / task.STRIPS
     for block in blocks:
-        taken = [spill.strip_name(giver, block) for giver in lattice.givers(block)]
-        for name in (*spill.own_names(block), *taken):
-            assert spill.read(strips / name) == {}
+        for giver in (block, *lattice.givers(block)):
+            found = spill.SpillReader(strips / spill.name_for(lattice, giver, block))
+            assert found.array("mask") is None
+            found.close()
     return [BlockRecord(block, (), {}, 1, 0) for block in blocks], Spans().close()
 
 

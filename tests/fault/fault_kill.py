@@ -103,7 +103,7 @@ class _Kills:
             if lost or gone:
                 self.failures.append(f"{self.out.name}: lost records {lost}, forwards {gone}")
             strips = list((run_folder(self.out) / "strips").glob("*.tmp"))
-            begun = {_forwarding(path.name) for path in strips} - set(records) - forwarded
+            begun = {int(path.name.split(".")[1]) for path in strips} - set(records) - forwarded
             stored = list((run_folder(self.out) / "store" / "mask" / "c").glob("*/*[0-9]"))
             self._note_most("most_forwards_redone", len(begun))
             self._note_most("most_joins_redone", len(stored) - len(set(records) - {-1}))
@@ -131,12 +131,6 @@ class _Kills:
             )
         self.figures["runs_completed"] += 1
         remove(self.out)
-
-
-def _forwarding(name: str) -> int:
-    """Return the block whose forward a temporary file is of: `.TAKER.GIVER.strip.…`, `.N.own.…`."""
-    first, second = name.lstrip(".").split(".")[:2]
-    return int(second) if second.isdigit() else int(first)
 
 
 def _exact(workload: Workload, folder: Path, *, share: int, failures: list[str]) -> Counter[str]:

@@ -141,7 +141,7 @@ class RunFolder(RuleBasedStateMachine):
     def strips_rot(self, seed: int) -> None:
         if not (not self.finished and journaled(self.out)):
             return
-        strips = sorted((run_folder(self.out) / "strips").glob("*.strip"))
+        strips = sorted((run_folder(self.out) / "strips").glob("*.strips"))
         if strips:
             flip(random.Random(seed).choice(strips), seed)
 

@@ -11,7 +11,6 @@ from itertools import batched
 from pathlib import Path
 from typing import Any
 
-from tilenet.engine import spill
 from tilenet.engine.admission import admitting
 from tilenet.engine.columns import Columns
 from tilenet.engine.executor import FEW_BLOCKS, Executor, WorkersDied, next_done
@@ -35,15 +34,6 @@ Progress = Callable[[int], None]
 
 _TASK_PIXELS, _TASK_BLOCKS = 1 << 21, 64  # of many small blocks: Dask takes 2 ms for a task
 _TASKS_PER_WORKER = 16  # at the least: the last ones leave the other workers idle
-
-
-def _clean(folder: Path, plan: Plan, block: int) -> None:
-    """Remove what only this block needed."""
-    strips = folder / STRIPS
-    for name in spill.own_names(block):
-        (strips / name).unlink(missing_ok=True)
-    for giver in plan.lattice.givers(block):
-        (strips / spill.strip_name(giver, block)).unlink(missing_ok=True)
 
 
 def _blocks_per_task(plan: Plan, workers: int) -> int:
@@ -91,8 +81,8 @@ def run_blocks(
         while run.go_on(executor):
             records = run.collect()
             journal.append(records)
+            run.clean(records)
             for record in records:
-                _clean(folder, plan, record.block)
                 progress(plan.lattice.core(record.block).pixels)
     return run.meter
 
@@ -157,6 +147,11 @@ class _Run:
                 self._tasks.submit(mend_task, lost)
         self._join(ready)
         return records
+
+    def clean(self, records: Iterable[BlockRecord]) -> None:
+        """Remove the files that nobody needs any more, now that these blocks are in the journal."""
+        for name in self._state.joined([record.block for record in records]):
+            (self._folder / STRIPS / name).unlink(missing_ok=True)
 
 
 def run_many(

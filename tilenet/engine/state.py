@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +85,7 @@ class State:
 
         def missing(block: int) -> int:
             return sum(
-                not (strips / spill.strip_name(giver, block)).exists()
+                not (strips / spill.name_for(self._lattice, giver, block)).exists()
                 and not is_lost(folder, giver)
                 for giver in self._lattice.givers(block)
             )
@@ -101,6 +101,18 @@ class State:
             self._state[block] = self.FORWARDED
         for candidate in (block, *self._lattice.takers(block)):
             yield from self._ready(candidate)
+
+    def joined(self, blocks: Sequence[int]) -> set[str]:
+        """Note blocks that are done; return the names of the files that nobody needs any more."""
+        for block in blocks:
+            self._state[block] = self.JOINED
+        near = {one for block in blocks for one in (block, *self._lattice.givers(block))}
+        return {
+            name
+            for one in near
+            for name, takers in spill.needed_by(self._lattice, one).items()
+            if all(self._state[taker] == self.JOINED for taker in takers)
+        }
 
     def lost(self, block: int) -> Iterator[int]:
         """Note a block that was given up; yield the blocks that need not wait for it any more."""

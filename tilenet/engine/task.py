@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -206,6 +206,16 @@ def record_of(
     )
 
 
+def _decided(done: Forwarded) -> dict[str, NDArray[Any]]:
+    """Return what of a block's half is no sums, as named arrays."""
+    own = {"mask": done.mask, "tiles": np.array([done.tiles_forwarded, done.tiles_skipped])}
+    if done.probabilities is not None:
+        own["probabilities"] = done.probabilities
+    if done.failed:
+        own["unreadable"] = np.array([astuple(window) for window, _ in done.failed])
+    return own
+
+
 @dataclass(frozen=True)
 class Worker:
     """One run as a worker process sees it.
@@ -288,62 +298,60 @@ class Worker:
 
     def forward_to_files(self, block: int, spans: Spans) -> None:
         """Forward a block into the run folder: strips, frames and, last, what is decided."""
-        decided, *frames = spill.own_names(block)
-        names: dict[str | int, str] = dict(zip(("top", "left"), frames, strict=True))
-        writers: list[spill.RowsWriter] = []
+        lattice = self.plan.lattice
+        own = spill.name_for(lattice, block, block)
+        files: dict[str, spill.SpillWriter] = {}
 
         def allocate(part: str | int, shape: tuple[int, int, int]) -> spill.RowsWriter:
-            name = names[part] if isinstance(part, str) else spill.strip_name(block, part)
-            writers.append(spill.RowsWriter(self.strips(name), shape))
-            return writers[-1]
+            taker = block if isinstance(part, str) else part
+            return files[spill.name_for(lattice, block, taker)].rows(str(part), shape)
 
         try:
+            for name in spill.needed_by(lattice, block):
+                files[name] = spill.SpillWriter(self.strips(name))
             done = self.forward(block, spans, allocate=allocate)
             self._check_current()
-            spans.strip_bytes += sum(writer.close() for writer in writers)
+            with spans.writing():
+                for name in sorted(files, key=own.__eq__):  # where it is, the other one is
+                    spans.strip_bytes += files[name].close(_decided(done) if name == own else {})
         except BaseException:
-            for writer in writers:
-                writer.abandon()
+            for file in files.values():
+                file.abandon()
             raise
-        own = {"mask": done.mask, "tiles": np.array([done.tiles_forwarded, done.tiles_skipped])}
-        if done.probabilities is not None:
-            own["probabilities"] = done.probabilities
-        if done.failed:
-            own["unreadable"] = np.array([astuple(window) for window, _ in done.failed])
-        with spans.writing():
-            spans.strip_bytes += spill.write(self.strips(decided), own)
 
     def _check_current(self) -> None:
         if self.admission is not None:
             self.admission.check_current()
 
-    def own_half(self, block: int, spans: Spans) -> Forwarded:
-        """Return a block's half, made again if its files are lost."""
-        decided, top, left = spill.own_names(block)
-        found = spill.read(self.strips(decided))
-        if found is None:
-            return self.forward(block, spans)
-        core = self.plan.lattice.core(block)
-        rows, cols = self.plan.lattice.shared(block)
+    def _spilled(self, giver: int, taker: int, files: ExitStack) -> spill.SpillReader:
+        name = spill.name_for(self.plan.lattice, giver, taker)
+        return files.enter_context(closing(spill.SpillReader(self.strips(name))))
+
+    def own_half(self, block: int, spans: Spans, files: ExitStack) -> Forwarded:
+        """Return a block's half, made again if its file is lost."""
+        lattice, channels = self.plan.lattice, self.plan.channels
+        core, (rows, cols) = lattice.core(block), lattice.shared(block)
         try:
-            upper = self._rows(top, rows, core.width)
-            lower = self._rows(left, core.height - rows, cols)
+            found = self._spilled(block, block, files)
+            upper = found.rows("top", (channels, rows, core.width))
+            lower = found.rows("left", (channels, core.height - rows, cols))
+            mask, probabilities = found.array("mask"), found.array("probabilities")
+            tiles, damaged = found.array("tiles"), found.array("unreadable")
         except ValueError:
             return self.forward(block, spans)
-        forwarded, skipped = found["tiles"].tolist()
-        mask, probabilities = found["mask"], found.get("probabilities")
-        damaged = [Window(*map(int, one)) for one in found.get("unreadable", ())]
-        failed = unreadable(damaged, core)
+        assert mask is not None
+        assert tiles is not None
+        windows = [Window(*map(int, one)) for one in (() if damaged is None else damaged)]
+        failed = unreadable(windows, core)
+        forwarded, skipped = tiles.tolist()
         return Forwarded(mask, probabilities, upper, lower, {}, forwarded, skipped, 0, failed)
 
-    def _rows(self, name: str, height: int, width: int) -> spill.RowsReader:
-        return spill.RowsReader(self.strips(name), (self.plan.channels, height, width))
-
-    def strip(self, giver: int, taker: int, spans: Spans) -> Any:
+    def strip(self, giver: int, taker: int, spans: Spans, files: ExitStack) -> Any:
         """Return a strip's rows, remade from its owner's edge tiles if its file is lost."""
         window = self.plan.lattice.strip(giver, taker)
+        shape = (self.plan.channels, window.height, window.width)
         try:
-            return self._rows(spill.strip_name(giver, taker), window.height, window.width)
+            return self._spilled(giver, taker, files).rows(str(taker), shape)
         except ValueError:
             return self.forward(giver, spans, window).strips[taker]
 
@@ -411,19 +419,18 @@ def finish_block(worker: Worker, block: int, spans: Spans) -> Forwarded:
     lattice = worker.plan.lattice
     core = lattice.core(block)
     with ExitStack() as files:
-        own, strips = worker.own_half(block, spans), {}
+        own, strips = worker.own_half(block, spans, files), {}
         for giver in lattice.givers(block):
             if is_lost(worker.folder, giver):
                 window = lattice.strip(giver, block)
                 own.mask[window.slices(core.row, core.col)] = NODATA
                 own = replace(own, failed=(*own.failed, (window, NEIGHBOUR)))
             else:
-                strips[giver] = worker.strip(giver, block, spans)
+                strips[giver] = worker.strip(giver, block, spans, files)
         read = [(block, own.top), (block, own.left), *strips.items()]
-        for giver, rows in read:
-            if isinstance(rows, spill.RowsReader):
-                files.callback(rows.close)
-                spans.strip_reads.append((giver, rows.size))
+        spans.strip_reads += [
+            (giver, rows.size) for giver, rows in read if isinstance(rows, spill.RowsReader)
+        ]
         with spans.writing():
             join(lattice, block, own, strips, worker.plan.decision)
     return own
