@@ -11,11 +11,12 @@ import errno
 import glob
 import hashlib
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +31,6 @@ from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 from rasterio.transform import Affine
-from rasterio.windows import Window as RasterWindow
 
 from tilenet import durable
 from tilenet.classes import NODATA
@@ -39,6 +39,16 @@ from tilenet.geometry import Georeference, Window
 from tilenet.pyramid import halve
 from tilenet.quiet import ignoring
 from tilenet.sinks.layout import has_gaps
+from tilenet.sinks.overviews import (
+    BLOCK,
+    PLAIN,
+    as_rasterio,
+    coarser_levels,
+    new_level,
+    put,
+    windows_of,
+    with_overviews,
+)
 from tilenet.sinks.pam import class_table
 from tilenet.sinks.spec import Before, MaskSpec
 
@@ -47,29 +57,17 @@ __all__ = ["Read", "write_geotiff", "write_probabilities"]
 Read = Callable[[Window], NDArray[np.uint8]]
 """Returns a window's pixels: (height, width) of a mask, (channels, height, width) otherwise."""
 
-_BLOCK = 512
-_WINDOW = 2048
 _SPARE_BYTES = 16 << 20
 _PATH = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
 _RESUMES = "mend it; a rerun resumes"
 
 # GDAL's cache defaults to 5 % of the machine; its threads swallow "disk full" (measured).
 _GDAL = {"GDAL_CACHEMAX": 64 << 20, "GDAL_NUM_THREADS": "1", "GDAL_PAM_ENABLED": "YES"}
-_PLAIN = {
-    "driver": "GTiff",
-    "tiled": True,
-    "blockxsize": _BLOCK,
-    "blockysize": _BLOCK,
-    "compress": "ZSTD",
-    "zstd_level": 1,
-    "bigtiff": "YES",
-    "sparse_ok": True,
-}
 _COG = {
     "driver": "COG",
     "compress": "DEFLATE",
     "level": "3",  # a sixth larger than GDAL's own 6, in a third of its time (measured on masks)
-    "blocksize": _BLOCK,
+    "blocksize": BLOCK,
     "statistics": "YES",
     "bigtiff": "IF_SAFER",
     "sparse_ok": "YES",
@@ -169,7 +167,7 @@ def _export(
     shape = {"height": spec.height, "width": spec.width, "dtype": "uint8"}
     profile = {**shape, **kind.profile, **_place(spec.georeference)}
     with rasterio.Env(**_GDAL), _failures(target):
-        if max(spec.height, spec.width) <= _BLOCK:
+        if max(spec.height, spec.width) <= BLOCK:
             with MemoryFile(ext=".tif") as file:
                 written = _fill(file.name, read, spec, {**profile, **_COG}, kind.describe)
                 _compare(file.name, spec, written)
@@ -183,8 +181,9 @@ def _export(
         with tempfile.TemporaryDirectory(**_hidden(target)) as name, _failures(target):
             folder = Path(name)
             plain, final = folder / "plain.tif", folder / "cog.tif"
-            written = _fill(str(plain), read, spec, {**profile, **_PLAIN}, kind.describe)
-            source = _with_overviews(plain) if kind.majority else plain
+            levels = coarser_levels(plain, spec) if kind.majority else {}
+            written = _fill(str(plain), read, spec, {**profile, **PLAIN}, kind.describe, levels)
+            source = with_overviews(plain, list(levels)) if kind.majority else plain
             options = _COG
             if spec.georeference.gcps:
                 # For statistics GDAL writes the VRT anew, and rounds the points in it.
@@ -201,49 +200,6 @@ def _export(
             with _beside(target, kind.sidecar):
                 durable.rename(final, out)
             return result
-
-
-def _with_overviews(plain: Path) -> Path:
-    """Make the mask's coarser levels, and a VRT of ours that shows them as its overviews.
-
-    GDAL's own mode takes three times as long, and breaks ties in its own way.
-    """
-    vrt, levels = plain.with_suffix(".vrt"), [plain]
-    rasterio.shutil.copy(str(plain), str(vrt), driver="VRT")
-    while (coarser := _halved(levels[-1], plain.with_name(f"{len(levels)}.tif"))) is not None:
-        levels.append(coarser)
-    overviews = "".join(
-        f'<Overview><SourceFilename relativeToVRT="1">{path.name}</SourceFilename>'
-        "<SourceBand>1</SourceBand></Overview>"
-        for path in levels[1:]
-    )
-    text = vrt.read_text().replace("</VRTRasterBand>", f"{overviews}</VRTRasterBand>")
-    with ignoring(NotGeoreferencedWarning), rasterio.open(plain) as src:
-        # GDAL writes ground control points into a VRT with four decimals.
-        points = iter([(p.col, p.row, p.x, p.y, p.z) for p in src.gcps[0]])
-    vrt.write_text(
-        re.sub(
-            r'Pixel="[^"]*" Line="[^"]*" X="[^"]*" Y="[^"]*"(?: Z="[^"]*")?',
-            lambda _: 'Pixel="{!r}" Line="{!r}" X="{!r}" Y="{!r}" Z="{!r}"'.format(*next(points)),
-            text,
-        )
-    )
-    return vrt
-
-
-def _halved(fine: Path, coarse: Path) -> Path | None:
-    """Write the next coarser level of a mask, if it is larger than a block."""
-    with ignoring(NotGeoreferencedWarning), rasterio.open(fine) as src:
-        if max(src.shape) <= _BLOCK:
-            return None
-        height, width = ((side + 1) // 2 for side in src.shape)
-        shape = {"height": height, "width": width, "count": 1, "dtype": "uint8"}
-        with rasterio.open(coarse, "w", **_PLAIN, **shape, nodata=NODATA) as dst:
-            for window in _windows(*src.shape):
-                half = halve(src.read(1, window=_rasterio(window)))
-                corner = (window.col // 2, window.row // 2, half.shape[1], half.shape[0])
-                dst.write(half, 1, window=RasterWindow(*corner))
-    return coarse
 
 
 def _hidden(target: _Target) -> dict[str, Any]:
@@ -267,13 +223,22 @@ def _beside(target: _Target, content: bytes | None) -> Iterator[None]:
 
 
 def _fill(
-    path: str, read: Read, spec: MaskSpec, profile: dict[str, Any], describe: Callable[[Any], None]
+    path: str,
+    read: Read,
+    spec: MaskSpec,
+    profile: dict[str, Any],
+    describe: Callable[[Any], None],
+    levels: Mapping[Path, tuple[int, int]] | None = None,
 ) -> list[bytes]:
-    """Write pixels and tags to a new file at `path`; return the hash of each window."""
+    """Write pixels and tags to a new file at `path`, and the coarser `levels` of a mask beside it.
+
+    Returns the hash of each window.
+    """
     place, written = spec.georeference, []
     with ignoring(NotGeoreferencedWarning):
         dst = rasterio.open(path, "w", **profile)
-    with dst:
+    with dst, ExitStack() as files:
+        coarser = [files.enter_context(new_level(p, *size)) for p, size in (levels or {}).items()]
         describe(dst)
         dst.update_tags(TIFFTAG_SOFTWARE=f"tilenet {version('tilenet')}")
         if place.rpcs:
@@ -284,11 +249,30 @@ def _fill(
                 TIFFTAG_YRESOLUTION=repr(10_000 / place.mpp[0]),
                 TIFFTAG_RESOLUTIONUNIT="3",  # pixels per centimetre
             )
-        for window in _windows(spec.height, spec.width):
-            data = np.ascontiguousarray(read(window))
+        windows = windows_of(spec.height, spec.width)
+        # Of probabilities, a window of many channels is large: not two of them at a time.
+        pieces = _ahead(read, windows) if levels else ((one, read(one)) for one in windows)
+        for window, data in pieces:
+            data = np.ascontiguousarray(data)
             written.append(hashlib.sha256(data).digest())
-            dst.write(data if data.ndim == 3 else data[None], window=_rasterio(window))
+            dst.write(data if data.ndim == 3 else data[None], window=as_rasterio(window))
+            for level, file in enumerate(coarser, 1):
+                data = halve(data)
+                put(file, data, window, level)
     return written
+
+
+def _ahead(read: Read, windows: Iterable[Window]) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
+    """Yield windows with their pixels; while one is worked on, the next is read."""
+    coming: deque[tuple[Window, Future[NDArray[np.uint8]]]] = deque()
+    with ThreadPoolExecutor(1, "tilenet-export") as pool:
+        for window in windows:
+            coming.append((window, pool.submit(read, window)))
+            if len(coming) > 1:
+                before, data = coming.popleft()
+                yield before, data.result()
+        for window, data in coming:
+            yield window, data.result()
 
 
 def _compare(path: str, spec: MaskSpec, written: list[bytes]) -> None:
@@ -298,8 +282,8 @@ def _compare(path: str, spec: MaskSpec, written: list[bytes]) -> None:
     with src:
         levels = len(src.overviews(1))
         _compare_place(src, spec.georeference)
-        for window, digest in zip(_windows(*src.shape), written, strict=True):
-            if hashlib.sha256(src.read(window=_rasterio(window))).digest() != digest:
+        for window, digest in zip(windows_of(*src.shape), written, strict=True):
+            if hashlib.sha256(src.read(window=as_rasterio(window))).digest() != digest:
                 raise OutputError("the GeoTIFF does not read back as the mask", path, "try again")
     for level in range(levels):
         with ignoring(NotGeoreferencedWarning):
@@ -337,17 +321,6 @@ def _place(place: Georeference) -> dict[str, Any]:
     if place.crs_wkt is not None:
         profile["crs"] = place.crs_wkt
     return profile
-
-
-def _windows(height: int, width: int) -> Iterator[Window]:
-    whole = Window(0, 0, height, width)
-    for row in range(0, height, _WINDOW):
-        for col in range(0, width, _WINDOW):
-            yield Window(row, col, _WINDOW, _WINDOW).intersection(whole)
-
-
-def _rasterio(window: Window) -> RasterWindow:
-    return RasterWindow(window.col, window.row, window.width, window.height)
 
 
 @contextmanager
