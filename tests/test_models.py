@@ -352,8 +352,7 @@ def test_the_graph_is_converted_once_and_torch_is_not_imported_again(tmp_path, e
     assert len(graphs) == 1
     made = graphs[0].stat().st_mtime_ns
     loaded, done, second = once("2.tif")
-    assert "torch" not in loaded
-    assert "distributed" not in loaded
+    assert loaded == {"rasterio", "zarr", "openvino"}
     assert "converting" not in done.stderr
     assert graphs[0].stat().st_mtime_ns == made
     assert first.read_bytes() == second.read_bytes()
@@ -373,6 +372,7 @@ def test_a_graph_that_was_damaged_is_converted_again(tmp_path, monkeypatch, dama
     first = answer()
     [graph] = (tmp_path / "cache" / "tilenet" / "openvino").iterdir()
     weights = (graph / "graph.bin").read_bytes()
+    shutil.rmtree(tmp_path / "cache" / "tilenet" / "compiled")  # else nobody asks for the graph
     if damage == "a page of zeros":
         (graph / "graph.bin").write_bytes(weights[:4096] + bytes(4096) + weights[8192:])
     elif damage == "cut off":
@@ -391,10 +391,11 @@ def test_a_full_disk_keeps_no_graph(tmp_path, monkeypatch, caplog):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))  # as /dev/full, for its files
     try:
-        session = open_session(files, choose(files, backend="openvino"), "uint8")
+        scores = scores_of(files, "openvino", picture(64, 64))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert session.channels == 3
+    assert scores.shape == (3, 64, 64)
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert "the graph is not cached" in caplog.text
 
 

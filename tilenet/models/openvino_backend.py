@@ -1,4 +1,4 @@
-"""OpenVINO on CPUs: normalising and activation inside the compiled graph, graphs kept on disk."""
+"""OpenVINO on CPUs: normalising and activation inside the compiled graph, which is kept on disk."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
+from functools import cache, cached_property
 from itertools import batched
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from numpy.typing import NDArray
 from tilenet.blend import Activation, Decision, Sums
 from tilenet.errors import ModelError, blame
 from tilenet.models.card import ModelCard
-from tilenet.models.session import NetworkShape, Setup, SumsLike, Tile, check_answer
+from tilenet.models.compiled import compiled_name, keep_compiled, kept_compiled
+from tilenet.models.session import NetworkShape, Setup, SumsLike, Tile, check_answer, cpu_flags
 from tilenet.models.store import ModelFiles, cache_folder
 from tilenet.quiet import ignoring, without_module
 
@@ -41,7 +43,7 @@ _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _DTYPES = {"uint8": ov.Type.u8}
 _MAX_COMPILED = 8  # tile shapes kept compiled; a folder of images has few
 # Large tiles: all cores on one, while the last one's scores are added up. Small ones: a stream of
-# its own for each, because cores that share a small tile wait for each other.
+# its own for each, because cores that share a small tile wait for each other; unless it is alone.
 _SMALL_TILE, _MOST_STREAMS = 1 << 18, 4  # pixels; each stream holds its own activations
 
 
@@ -212,6 +214,14 @@ def _with_ends(model: ov.Model, card: ModelCard, dtype: str) -> ov.Model:
     )
 
 
+@cache
+def _makers() -> tuple[object, ...]:
+    """Return what a compiled network depends on besides the graph: OpenVINO, processor, us."""
+    core = ov.Core()
+    said = [core.get_property("CPU", k) for k in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
+    return ov.__version__, Path(__file__).read_bytes(), *said, sorted(cpu_flags())
+
+
 class OpenVinoSession:
     """A network on the CPU through OpenVINO (see `tilenet.models.session.Session`).
 
@@ -226,17 +236,19 @@ class OpenVinoSession:
     """
 
     def __init__(self, files: ModelFiles, setup: Setup, dtype: str) -> None:
-        model = _read_onnx(files.weights) if files.kind == "onnx" else _cached_graph(files)
-        self._model = _with_ends(model, files.card, dtype)
+        self._files, self._dtype = files, dtype
         self._where = str(files.weights)
         self._lost = sum(files.card.margin)
         self._setup = setup
-        self.channels = int(self._model.outputs[0].partial_shape[1].get_length())
-        self.batch_size = setup.batch_size
-        self.lock = threading.Lock()
         self._compiled: OrderedDict[tuple[int, int], list[ov.InferRequest]] = OrderedDict()
         self._core = ov.Core()
         self._spare: Sums | None = None
+        self.channels = (
+            int(files.config.get("classes", 1)) if files.kind == "smp"
+            else int(self._model.outputs[0].partial_shape[1].get_length())
+        )  # fmt: skip
+        self.batch_size = setup.batch_size
+        self.lock = threading.Lock()
 
     def load(self, pixels: NDArray[Any]) -> NDArray[Any]:
         """Return the pixels: they are where the CPU reads them."""
@@ -253,25 +265,32 @@ class OpenVinoSession:
         assert isinstance(sums, Sums)
         self._spare = sums
 
-    def _requests(self, shape: tuple[int, int]) -> list[ov.InferRequest]:
-        if shape in self._compiled:
-            self._compiled.move_to_end(shape)
-            return self._compiled[shape]
-        small = self.batch_size * shape[0] * shape[1] <= _SMALL_TILE
-        streams = min(_MOST_STREAMS, self._setup.threads) if small else 1
+    @cached_property
+    def _model(self) -> ov.Model:
+        """The graph from raw pixels to scores: not needed where all it compiles to was kept."""
+        files = self._files
+        model = _read_onnx(files.weights) if files.kind == "onnx" else _cached_graph(files)
+        return _with_ends(model, files.card, self._dtype)
+
+    def _compile(self, shape: tuple[int, int], streams: int) -> ov.CompiledModel:
+        """Return the network for tiles of a shape; a process keeps what it needs first on disk."""
+        options = {
+            "INFERENCE_PRECISION_HINT": _PRECISIONS[self._setup.precision],
+            "INFERENCE_NUM_THREADS": self._setup.threads,
+            "NUM_STREAMS": streams,
+        }
+        own = (self._files.sha256, self._dtype, self.batch_size, shape, options)
+        name = compiled_name((*own, *_makers()))
+        kept = kept_compiled(name)
+        if kept is not None:
+            with suppress(RuntimeError):
+                content = ov.Tensor(np.frombuffer(kept, np.uint8))
+                return self._core.import_model(content, "CPU", options)
         model = self._model.clone()
         bands = model.inputs[0].partial_shape[1].get_length()
         try:
             model.reshape([self.batch_size, bands, *(side + self._lost for side in shape)])
-            compiled = self._core.compile_model(
-                model,
-                "CPU",
-                {
-                    "INFERENCE_PRECISION_HINT": _PRECISIONS[self._setup.precision],
-                    "INFERENCE_NUM_THREADS": self._setup.threads,
-                    "NUM_STREAMS": streams,
-                },
-            )
+            compiled = self._core.compile_model(model, "CPU", options)
         except RuntimeError as error:
             raise blame(
                 ModelError(
@@ -280,10 +299,22 @@ class OpenVinoSession:
                     "choose another --tile, or set divisor in its tilenet.json",
                 )
             ) from error
-        out = compiled.outputs[0].shape
-        check_answer((out[2], out[3]), shape, self._lost, self._where)
-        requests = [compiled.create_infer_request() for _ in range(streams + 1)]
-        self._compiled[shape] = requests
+        if not self._compiled:  # a folder of images may have thousands of shapes
+            keep_compiled(name, compiled.export_model().getbuffer())
+        return compiled
+
+    def _requests(self, shape: tuple[int, int], calls: int) -> list[ov.InferRequest]:
+        """Return requests for tiles of a shape, one more than run at a time."""
+        small = calls > 1 and self.batch_size * shape[0] * shape[1] <= _SMALL_TILE
+        streams = min(_MOST_STREAMS, self._setup.threads) if small else 1
+        requests = self._compiled.get(shape, [])
+        if len(requests) <= streams:
+            compiled = self._compile(shape, streams)
+            out = compiled.outputs[0].shape
+            check_answer((out[2], out[3]), shape, self._lost, self._where)
+            requests = [compiled.create_infer_request() for _ in range(streams + 1)]
+            self._compiled[shape] = requests
+        self._compiled.move_to_end(shape)
         if len(self._compiled) > _MAX_COMPILED:
             self._compiled.popitem(last=False)
         return requests
@@ -292,7 +323,7 @@ class OpenVinoSession:
         self, tiles: Sequence[Tile], shape: tuple[int, int]
     ) -> Generator[NDArray[np.float32]]:
         """Yield the scores of tiles; a yielded array is good until the next one is asked for."""
-        free = deque(self._requests(shape))
+        free = deque(self._requests(shape, -(-len(tiles) // self.batch_size)))
         running: deque[tuple[ov.InferRequest, int]] = deque()
         height, width = (side + self._lost for side in shape)
         try:
