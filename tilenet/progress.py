@@ -6,12 +6,13 @@ import json
 import logging
 import sys
 import time
-from typing import Any, Protocol
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tilenet.errors import UsageError
 from tilenet.events import Event
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 __all__ = ["KINDS", "Progress", "progress_of"]
 
@@ -72,6 +73,8 @@ class _Bar:
         if event["event"] != "progress":
             return
         if self._bar is None:
+            from tqdm import tqdm  # few runs show one
+
             self._bar = tqdm(unit="px", unit_scale=True, file=sys.stderr)
         self._bar.total = event["pixels"]
         self._bar.update(event["pixels_done"] - self._bar.n)

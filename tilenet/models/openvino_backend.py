@@ -27,8 +27,9 @@ from tilenet.models.session import NetworkShape, Setup, SumsLike, Tile, check_an
 from tilenet.models.store import ModelFiles, cache_folder
 from tilenet.quiet import ignoring, without_module
 
-# With it, the import alone would report to Intel over the network, and wait for that at exit.
-with without_module("openvino_telemetry"):
+# With it, the import alone would report to Intel over the network, and wait for that at exit. Only
+# OpenVINO's converter asks for it, which takes long to import and which we do not use.
+with without_module("openvino_telemetry"), without_module("openvino.tools.ovc"):
     import openvino as ov
     from openvino import opset13 as ops
     from openvino.frontend import FrontEndManager
