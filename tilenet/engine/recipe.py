@@ -47,20 +47,21 @@ def recipe_of(plan: Plan) -> dict[str, Any]:
         "block": [rows.core, cols.core],
         "blend": str(plan.blend),
         "skip_nodata": plan.skip_nodata,
-        "area": _areas().dump_python(plan.area, mode="json"),
+        "area": None if plan.area is None else _areas().dump_python(plan.area, mode="json"),
     }
 
 
 @lru_cache(maxsize=1)
-def _areas() -> TypeAdapter[Area | None]:
-    return TypeAdapter(Area | None)
+def _areas() -> TypeAdapter[Area]:
+    return TypeAdapter(Area)  # takes long to make
 
 
 def _area_of(recipe: dict[str, Any]) -> Area | None:
     """Return where the work mattered; raises InputError if a mask that said so has changed."""
-    area = _areas().validate_python(recipe.get("area"))
-    if area is not None:
-        area.check()
+    if recipe.get("area") is None:
+        return None
+    area = _areas().validate_python(recipe["area"])
+    area.check()
     return area
 
 
