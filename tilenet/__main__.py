@@ -28,6 +28,7 @@ def main() -> None:
             signal.signal(number, signal.SIG_IGN)
     else:
         _drop_remains()
+    gc.freeze()  # or Python looks for garbage among all that was imported, before it ends
     sys.exit(code)
 
 

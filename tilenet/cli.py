@@ -25,7 +25,7 @@ from tilenet.console import show as _print
 from tilenet.console import split_numbers as _numbers
 from tilenet.console import tell as _tell
 from tilenet.errors import DISK_FULL, InterruptError, ResourceError, TilenetError
-from tilenet.memory import return_large_arrays
+from tilenet.memory import not_collecting, return_large_arrays
 from tilenet.stops import stopping_on_signals
 from tilenet.watchdog import watch_reads
 
@@ -244,8 +244,9 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     debug: Debug = False,
 ) -> None:
     """Segment rasters into masks. The same command again resumes after a crash."""
-    from tilenet import api
-    from tilenet.config import load_config
+    with not_collecting():
+        from tilenet import api
+        from tilenet.config import load_config
 
     del debug
     flags = {

@@ -1,10 +1,13 @@
-"""How this process' allocator treats large arrays."""
+"""How this process' allocator treats large arrays, and when it looks for garbage."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-__all__ = ["keep_large_arrays", "return_large_arrays"]
+__all__ = ["keep_large_arrays", "not_collecting", "return_large_arrays"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 _LARGE = 4 << 20
@@ -28,6 +31,18 @@ def keep_large_arrays() -> None:
     time would go into getting pages from the system and giving them back. Process-wide.
     """
     _set({_M_MMAP_THRESHOLD: _LARGEST, _M_TRIM_THRESHOLD: _KEPT})
+
+
+@contextmanager
+def not_collecting() -> Iterator[None]:
+    """Look for no garbage within: of what imports make there is none, and much to look through."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _set(options: dict[int, int]) -> None:
