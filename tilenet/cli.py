@@ -26,7 +26,7 @@ from tilenet.console import split_numbers as _numbers
 from tilenet.console import tell as _tell
 from tilenet.errors import DISK_FULL, InterruptError, ResourceError, TilenetError
 from tilenet.memory import not_collecting, return_large_arrays
-from tilenet.quiet import without_module
+from tilenet.quiet import asking_once, without_module
 from tilenet.stops import stopping_on_signals
 from tilenet.watchdog import watch_reads
 
@@ -247,7 +247,7 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     """Segment rasters into masks. The same command again resumes after a crash."""
     # With boto3, rasterio takes 0.2 s longer to import, and a session each time it opens or reads,
     # to hand GDAL the credentials that it finds in the environment by itself.
-    with not_collecting(), without_module("boto3"):
+    with not_collecting(), asking_once(), without_module("boto3"):
         from tilenet import api
         from tilenet.config import load_config
 

@@ -9,8 +9,9 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
-__all__ = ["ignoring", "quiet_dask", "quiet_gdal", "without_module"]
+__all__ = ["asking_once", "ignoring", "quiet_dask", "quiet_gdal", "without_module"]
 
 # These swap process-wide state: two threads inside would restore what the other has set.
 _LOCK = threading.RLock()
@@ -35,6 +36,24 @@ def without_module(name: str) -> Iterator[None]:
         finally:
             del sys.modules[name]
             sys.modules.update(before)
+
+
+@contextmanager
+def asking_once() -> Iterator[None]:
+    """Let libraries within share one answer to which plugins are installed.
+
+    Each that is imported asks anew, and reads a file of every package for it.
+    """
+    from importlib import metadata  # --help does without it
+
+    with _LOCK:
+        ask = metadata.entry_points
+        answer = cache(ask)
+        metadata.entry_points = lambda **wanted: answer().select(**wanted)
+        try:
+            yield
+        finally:
+            metadata.entry_points = ask
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from tilenet import durable
 from tilenet.classes import NODATA
@@ -73,6 +72,8 @@ def encode_png(mask: NDArray[np.uint8], spec: MaskSpec, out: Path) -> bytes:
     OutputError
         If it does not decode to the mask.
     """
+    from PIL import Image  # other masks do without it
+
     palette = np.zeros((256, 3), np.uint8)
     for c in spec.classes:
         palette[c.id] = c.color
