@@ -35,7 +35,7 @@ AXIS_ONE = np.float32(1 << 15)
 LIMIT_BITS = 10
 """Unbounded scores are clamped to ±2**LIMIT_BITS and weigh 2**-LIMIT_BITS as much."""
 
-_STRIP_ROWS = 32  # rows worked on at a time: 32 × 1024 float32 stay in a core's second-level cache
+_STRIP_PIXELS = 1 << 15  # worked on at a time: as float32 they stay in a core's second-level cache
 
 Activation = Literal["softmax", "sigmoid", "none"]
 
@@ -153,6 +153,11 @@ class Decision:
         return channels == 1 or self.activation == "sigmoid"
 
 
+def _strip_rows(width: int) -> int:
+    """Return how many rows of so many pixels are worked on at a time."""
+    return max(1, _STRIP_PIXELS // max(1, width))
+
+
 class Sums:
     """Weighted int32 sums over a rectangle, (K, height, width).
 
@@ -207,8 +212,9 @@ class Sums:
         active = np.flatnonzero(rows)  # crop leaves whole rows untouched
         if not active.size:
             return
-        weight, plane = np.empty((2, _STRIP_ROWS, width), np.float32)
-        for start, stop in self._strips(row + int(active[0]), row + int(active[-1]) + 1):
+        first, last = row + int(active[0]), row + int(active[-1])
+        weight, plane = np.empty((2, _strip_rows(width), width), np.float32)
+        for start, stop in self._strips(first, last + 1, width):
             self._clear(slice(start, stop), col)
             known = min(int(self._reached[start]) - col, width)
             here, n = slice(start - row, stop - row), stop - start
@@ -217,16 +223,18 @@ class Sums:
             for sums, score in zip(targets, scores[:, here, :width], strict=True):
                 np.multiply(self._bounded(score), weight[:n], out=plane[:n])
                 # Both truncate towards zero.
-                sums[:, :known] += plane[:n, :known].astype(np.int32)
+                if known:
+                    sums[:, :known] += plane[:n, :known].astype(np.int32)
                 sums[:, known:] = plane[:n, known:]
             self._reached[start:stop] = max(int(self._reached[start]), col + width)
 
-    def _strips(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    def _strips(self, start: int, stop: int, width: int) -> Iterator[tuple[int, int]]:
         """Yield a few rows at a time that tiles have reached up to the same column."""
+        step = _strip_rows(width)
         ends = [*(np.flatnonzero(np.diff(self._reached[start:stop])) + start + 1).tolist(), stop]
         for end in ends:
-            for first in range(start, end, _STRIP_ROWS):
-                yield first, min(first + _STRIP_ROWS, end)
+            for first in range(start, end, step):
+                yield first, min(first + step, end)
             start = end
 
     def _clear(self, rows: slice, stop: int) -> None:
@@ -238,8 +246,9 @@ class Sums:
 
     def _sums_of(self, rows: slice) -> NDArray[np.int32]:
         """Return rows of sums, (K, h, width), a view; where no tile came they are 0."""
-        for start, stop in self._strips(*rows.indices(self._sums.shape[1])[:2]):
-            self._clear(slice(start, stop), self._sums.shape[2])
+        _, height, width = self._sums.shape
+        for start, stop in self._strips(*rows.indices(height)[:2], width):
+            self._clear(slice(start, stop), width)
         return self._sums[:, rows]
 
     def _bounded(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -297,8 +306,9 @@ def decide(sums: NDArray[np.int32], decision: Decision) -> NDArray[np.uint8]:
         two: NDArray[np.uint8] = (sums[1] > sums[0]).view(np.uint8)
         return two
     out = np.zeros((height, width), np.uint8)
-    for start in range(0, height, 16):
-        rows = slice(start, start + 16)
+    step = max(1, _strip_rows(width) // 2)
+    for start in range(0, height, step):
+        rows = slice(start, start + step)
         best = sums[0, rows].copy()
         index = out[rows]
         for k in range(1, channels):
@@ -327,8 +337,9 @@ def quantise(sums: NDArray[np.int32], decision: Decision) -> NDArray[np.uint8]:
     """
     one = ONE >> decision.bits
     out = np.empty(sums.shape, np.uint8)
-    for start in range(0, sums.shape[1], _STRIP_ROWS):
-        rows = slice(start, start + _STRIP_ROWS)
+    step = _strip_rows(sums.shape[2])
+    for start in range(0, sums.shape[1], step):
+        rows = slice(start, start + step)
         wide = sums[:, rows].astype(np.int64) * 255 + one // 2
         out[:, rows] = np.clip(wide // one, 0, 255)
     return out
