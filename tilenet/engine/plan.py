@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -132,7 +132,7 @@ def check_png(height: int, width: int, where: object) -> None:
         raise UsageError("too large for a PNG, which is made in memory", where, "use .tif")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
     """Everything that decides the bytes of one mask.
 
@@ -186,13 +186,13 @@ class Plan:
     label: LabelOf | None = None
     area: Area | None = None
 
-    @property
+    @cached_property
     def decision(self) -> Decision:
         """How sums become classes."""
         card = self.model.card
         return Decision(card.activation, card.threshold, self.blend is Blend.CROP)
 
-    @property
+    @cached_property
     def spec(self) -> MaskSpec:
         """What the mask looks like on disk."""
         card = self.model.card
@@ -263,7 +263,7 @@ class Plan:
         label = self.label
         return {"label": [label.levels, *label.scale, *label.offset, *label.units]}
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """The hash of the identity."""
         return hash_of(self.identity())

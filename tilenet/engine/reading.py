@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,7 @@ def _decoded_by(axis: Axis, blocks: NDArray[np.int64], native: int, margin: tupl
     return np.minimum(highest, axis.size) - lowest
 
 
+@lru_cache(maxsize=64)  # small images of one size have one axis
 def _decoded(axis: Axis, native: int, margin: tuple[int, int]) -> tuple[int, int]:
     """Return the pixels that all blocks of an axis decode, and the most that one does.
 

@@ -32,14 +32,12 @@ _HOME = "bundled:"
 def recipe_of(plan: Plan) -> dict[str, Any]:
     """Return the recipe of a plan as plain JSON values."""
     rows, cols = plan.lattice.rows, plan.lattice.cols
-    weights = plan.model.weights
-    bundled = weights.is_relative_to(BUNDLED)
     return {
         "input": without_secrets(plan.raster.path),
         "view": _portable(plan.raster.view),
         "model": {
             "kind": plan.model.kind,
-            "weights": f"{_HOME}{weights.relative_to(BUNDLED)}" if bundled else str(weights),
+            "weights": _place_of(plan.model.weights),
             "config": plan.model.config,
             "card": plan.model.card.model_dump(mode="json", by_alias=True),
         },
@@ -49,6 +47,13 @@ def recipe_of(plan: Plan) -> dict[str, Any]:
         "skip_nodata": plan.skip_nodata,
         "area": None if plan.area is None else _areas().dump_python(plan.area, mode="json"),
     }
+
+
+@lru_cache(maxsize=8)  # thousands of small images have one model
+def _place_of(weights: Path) -> str:
+    """Return where weights lie; of those that are bundled, in any installation."""
+    bundled = weights.is_relative_to(BUNDLED)
+    return f"{_HOME}{weights.relative_to(BUNDLED)}" if bundled else str(weights)
 
 
 @lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -139,11 +140,7 @@ class ModelCard(BaseModel):
 
     def class_infos(self) -> tuple[ClassInfo, ...]:
         """Return the classes with a colour each."""
-        defaults = default_classes(len(self.classes))
-        return tuple(
-            ClassInfo(c.id, c.name, c.color or d.color)
-            for c, d in zip(self.classes, defaults, strict=True)
-        )
+        return _coloured(self.classes)
 
     def check_channels(self, channels: int, where: str) -> None:
         """Raise ModelError unless a network with so many output channels fits the classes."""
@@ -165,6 +162,14 @@ class ModelCard(BaseModel):
         """Return a name for every output channel: its class."""
         names = [c.name for c in self.classes]
         return tuple(names[-channels:])
+
+
+@lru_cache(maxsize=8)  # asked for every one of thousands of small images
+def _coloured(classes: tuple[_Class, ...]) -> tuple[ClassInfo, ...]:
+    defaults = default_classes(len(classes))
+    return tuple(
+        ClassInfo(c.id, c.name, c.color or d.color) for c, d in zip(classes, defaults, strict=True)
+    )
 
 
 def parse_card(text: bytes, where: str, overrides: dict[str, Any]) -> ModelCard:
