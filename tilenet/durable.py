@@ -9,13 +9,16 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from itertools import batched
 from pathlib import Path
 
 __all__ = ["append", "rename", "sync_all", "sync_directory", "temporary", "write", "write_all"]
 
 _SYNCS = 8
+_OPEN = 64  # files at a time: other threads need handles too
 
 
 def temporary(path: Path, scratch: Path | None = None) -> Path:
@@ -90,7 +93,8 @@ def write_all(files: Sequence[tuple[Path, bytes]]) -> None:
     temps = [path.with_name(f".{path.name}.tmp") for path, _ in files]
     try:
         with ThreadPoolExecutor(_SYNCS) as pool:
-            list(pool.map(_put, temps, (data for _, data in files)))
+            for some in batched(zip(temps, (data for _, data in files), strict=True), _OPEN):
+                _put(some, pool)
         for temp, (path, _) in zip(temps, files, strict=True):
             temp.replace(path)
     except BaseException:
@@ -102,14 +106,27 @@ def write_all(files: Sequence[tuple[Path, bytes]]) -> None:
         sync_directory(folder)
 
 
-def _put(path: Path, data: bytes) -> None:
+def _put(files: Iterable[tuple[Path, bytes]], pool: Executor) -> None:
+    """Write files, then sync them: the first commit takes most of the others along."""
     # Somebody may have planted a link under a name that is known beforehand.
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-    fd = os.open(path, flags, 0o644)
-    try:
-        append(fd, data)
-    finally:
-        os.close(fd)
+    with ExitStack() as stack:
+        fds = list[int]()
+        for path, data in files:
+            fds.append(os.open(path, flags, 0o644))
+            stack.callback(os.close, fds[-1])
+            _write(fds[-1], data)
+        # A task for each thread costs less than one for each file. All must have ended before a
+        # handle is closed: its number may be another file's then.
+        tasks = [pool.submit(_sync, fds[k::_SYNCS]) for k in range(_SYNCS)]
+        wait(tasks)
+        for task in tasks:
+            task.result()
+
+
+def _sync(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.fsync(fd)
 
 
 def sync_all(files: Sequence[Path], folders: Sequence[Path]) -> None:
@@ -129,10 +146,14 @@ def _sync_file(path: Path) -> None:
 
 def append(fd: int, data: bytes) -> None:
     """Append `data` to an open file descriptor and sync it."""
+    _write(fd, data)
+    os.fsync(fd)
+
+
+def _write(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
-    os.fsync(fd)
 
 
 def rename(source: Path, target: Path) -> None:

@@ -36,9 +36,29 @@ from tilenet.sinks import encode_png
 __all__ = ["FileGroup"]
 
 
+class Place:
+    """Where a mask goes, and what must not be there.
+
+    Parameters
+    ----------
+    out : Path
+        Its name.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.sidecar = out, sidecar(out)
+        self._taken = (out, out.with_name(f"{out.name}.aux.xml"), run_folder(out))
+
+    def is_free(self) -> bool:
+        """Whether nothing is there but, after a crash, the document of a mask that is not."""
+        if any(os.path.lexists(path) for path in self._taken):
+            return False
+        return not os.path.lexists(self.sidecar) or read_sidecar(self.out) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class _File:
-    out: Path
+    place: Place
     data: bytes
     document: bytes
     done: Callable[[OutputError | None], None]
@@ -50,16 +70,18 @@ class FileGroup:
     def __init__(self) -> None:
         self._files: list[_File] = []
 
-    def takes(self, plan: Plan, out: Path) -> bool:
-        """Return whether a mask can be written here: a PNG where nothing is yet."""
-        return plan.format == "png" and not plan.probabilities and _is_free(out)
+    @staticmethod
+    def place_for(plan: Plan, out: Path) -> Place | None:
+        """Return the place of a mask that can be written here: a PNG where nothing is yet."""
+        place = Place(out) if plan.format == "png" and not plan.probabilities else None
+        return place if place is not None and place.is_free() else None
 
     def add(
         self,
         plan: Plan,
         mask: NDArray[np.uint8],
         figures: tuple[Finished, BlockRecord],
-        out: Path,
+        place: Place,
         done: Callable[[OutputError | None], None],
     ) -> None:
         """Encode a mask; it gets its name with the others.
@@ -72,16 +94,16 @@ class FileGroup:
             Its pixels.
         figures : (Finished, BlockRecord)
             What its document says of it.
-        out : Path
-            Its name.
+        place : Place
+            From `place_for`.
         done : callable
             Called with None once it is on disk, or with why it is not.
         """
         finished, record = figures
-        data = encode_png(mask, plan.spec, out)
+        data = encode_png(mask, plan.spec, place.out)
         written = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
         document = file_document(plan_document(plan, finished), [record]) | written
-        self._files.append(_File(out, data, encode_sidecar(document), done))
+        self._files.append(_File(place, data, encode_sidecar(document), done))
 
     def write(self) -> None:
         """Write all that wait.
@@ -92,31 +114,24 @@ class FileGroup:
             As the system says; nothing has got its name.
         """
         files, self._files = self._files, []
-        for folder, same in groupby(files, key=lambda file: file.out.parent):
+        for folder, same in groupby(files, key=lambda file: file.place.out.parent):
             with _turn(folder):
                 free = []
                 for file in same:
-                    if _is_free(file.out):
+                    if file.place.is_free():
                         free.append(file)
                     else:
-                        file.done(
-                            OutputError("another run writes this output", file.out, "run again")
-                        )
+                        what = "another run writes this output"
+                        file.done(OutputError(what, file.place.out, "run again"))
                 # The document first: whatever a crash leaves is known as ours.
                 durable.write_all(
                     [part for file in free
-                     for part in ((sidecar(file.out), file.document), (file.out, file.data))]
+                     for part in (
+                         (file.place.sidecar, file.document), (file.place.out, file.data)
+                     )]
                 )  # fmt: skip
             for file in free:
                 file.done(None)
-
-
-def _is_free(out: Path) -> bool:
-    """Return whether nothing is there but, after a crash, the document of a mask that is not."""
-    taken = (out, out.with_name(f"{out.name}.aux.xml"), run_folder(out))
-    if any(os.path.lexists(path) for path in taken):
-        return False
-    return not os.path.lexists(sidecar(out)) or read_sidecar(out) is not None
 
 
 @contextmanager

@@ -73,10 +73,11 @@ def plan_in_progress(out: Path) -> Plan | None:
 
 def _check_companions(out: Path, *, probabilities: bool) -> None:
     """Raise if what would lie beside the mask lies there already and is not ours."""
-    known = read_sidecar(out)
+    there = [path for path in _companions(out, probabilities=probabilities) if path.exists()]
+    known = read_sidecar(out) if there else None
     foreign = [
-        path for path in _companions(out, probabilities=probabilities)
-        if path.exists() and (known is None or path == probabilities_of(out))
+        path for path in there
+        if (known is None or path == probabilities_of(out))
         and not (known is not None and "probabilities" in known)
     ]  # fmt: skip
     if foreign:

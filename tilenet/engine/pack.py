@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -44,7 +44,16 @@ from tilenet.geometry import Window
 from tilenet.models.session import NetworkShape, Setup
 from tilenet.models.store import ModelFiles
 from tilenet.sinks import MaskStore, read_image
-from tilenet.sources import Grid, Raster, RasterInfo, RemoteName, View, area_of, open_raster
+from tilenet.sources import (
+    Grid,
+    Raster,
+    RasterInfo,
+    RemoteName,
+    View,
+    area_of,
+    environment,
+    open_raster,
+)
 from tilenet.stops import is_stopping
 from tilenet.strangers import exists
 from tilenet.watchdog import watched
@@ -302,9 +311,10 @@ def _write(
     record = record_of(0, done, (), len(plan.spec.classes))
     finished = Finished(record.pixels, record.tiles, record.tiles_skipped, 1, record.invalid)
     finished.check(plan)
-    if group.takes(plan, out):
-        item = loaded.item
-        group.add(plan, done.mask, (finished, record), out, partial(_note, item, finished))
+    place = group.place_for(plan, out)
+    if place is not None:
+        told = partial(_note, loaded.item, finished)
+        group.add(plan, done.mask, (finished, record), place, told)
         return None
     folder = run_folder(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -362,6 +372,46 @@ def _write_store(
     store.finish(finished.pixels, {"plan": document, "journal": journal})
 
 
+def _read_pack(
+    jobs: Iterator[Job], request: Request, items: list[PackItem], spans: Spans, *, named: bool
+) -> list[_Loaded]:
+    """Take rasters until so many pixels are read, and note each; [] once there are no more."""
+    pack, size, config = list[_Loaded](), 0, request.config
+    # One for all of them: each that is opened would set GDAL anew.
+    with environment(elsewhere=config.allow_remote):
+        for job in jobs:
+            if is_stopping():
+                break
+            if job.seen and not exists(str(job.path)):
+                do = "let all workers share that disk"
+                raise UnfitError("does not see the input", job.path, do)
+            item = PackItem(job)
+            items.append(item)
+            with _noting(item), closing(open_job(job, request)) as raster:
+                plan, out = plan_for(raster.info, job, request, named=named)
+                item.plan, item.out, raster.area = plan, out, plan.area
+                item.done = check_output(out, plan, overwrite=config.overwrite)
+                item.resumed = item.done is not None
+                if item.resumed:
+                    sweep(out, plan)
+                elif plan.lattice.blocks == 1:
+                    out.parent.mkdir(parents=True, exist_ok=True)
+                    pack.append(_load(item, raster, plan, out, spans))
+                    size += pack[-1].pixels.nbytes
+            if size > _PACK_BYTES:
+                break
+    return pack
+
+
+def _write_pack(pack: list[_Loaded], config: PredictConfig, spans: Spans) -> None:
+    group = FileGroup()
+    with spans.writing():
+        for loaded in pack:
+            with _noting(loaded.item):
+                loaded.item.done = _write(loaded, config, spans, group)
+        group.write()
+
+
 def pack_task(
     jobs: Iterable[Job], request: Request, *, named: bool = False
 ) -> tuple[list[PackItem], Spans]:
@@ -378,42 +428,15 @@ def pack_task(
     named : bool
         See `plan_for`.
     """
-    items, spans = [], Spans()
-    pack: list[_Loaded] = []
+    items, spans = list[PackItem](), Spans()
     if request.meeting is not None:
         _admission(*request.meeting)
         _look_for_area(request.config)
-
-    def flush() -> None:
+    left = iter(jobs)
+    while pack := _read_pack(left, request, items, spans, named=named):
         _forward(pack, request, spans)
-        group = FileGroup()
-        with spans.writing():
-            for loaded in pack:
-                with _noting(loaded.item):
-                    loaded.item.done = _write(loaded, request.config, spans, group)
-            group.write()
-        pack.clear()
-
-    for job in jobs:
-        if is_stopping():
-            break
-        if job.seen and not exists(str(job.path)):
-            raise UnfitError("does not see the input", job.path, "let all workers share that disk")
-        item = PackItem(job)
-        items.append(item)
-        with _noting(item), closing(open_job(job, request)) as raster:
-            plan, out = plan_for(raster.info, job, request, named=named)
-            item.plan, item.out, raster.area = plan, out, plan.area
-            item.done = check_output(out, plan, overwrite=request.config.overwrite)
-            item.resumed = item.done is not None
-            if item.resumed:
-                sweep(out, plan)
-            elif plan.lattice.blocks == 1:
-                out.parent.mkdir(parents=True, exist_ok=True)
-                pack.append(_load(item, raster, plan, out, spans))
-        if sum(loaded.pixels.nbytes for loaded in pack) > _PACK_BYTES:
-            flush()
-    flush()
+        _write_pack(pack, request.config, spans)
+        pack.clear()  # before the next is read
     spans.pixels = sum(
         item.plan.raster.height * item.plan.raster.width
         for item in items

@@ -3,7 +3,7 @@
 from tilenet.sources.area import Area, area_of
 from tilenet.sources.bucket import open_objects
 from tilenet.sources.folder import Input, find_inputs
-from tilenet.sources.gdal import CACHE_BYTES
+from tilenet.sources.gdal import CACHE_BYTES, environment
 from tilenet.sources.grid import Grid
 from tilenet.sources.manifest import STDIN, read_manifest
 from tilenet.sources.opening import grid_of, open_handle, open_raster
@@ -24,6 +24,7 @@ __all__ = [
     "RemoteName",
     "View",
     "area_of",
+    "environment",
     "find_inputs",
     "grid_of",
     "is_mask_store",

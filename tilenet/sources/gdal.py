@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +26,9 @@ from tilenet.sources.remote import is_remote
 from tilenet.sources.validity import validity_of
 from tilenet.sources.view import View
 from tilenet.sources.vsi import network_settings, remote_fingerprint, vsi_name
-from tilenet.strangers import exists
+from tilenet.strangers import exists, is_file
 
-__all__ = ["CACHE_BYTES", "DRIVERS", "GdalHandle", "find", "open_dataset"]
+__all__ = ["CACHE_BYTES", "DRIVERS", "GdalHandle", "environment", "find", "open_dataset"]
 
 DRIVERS = (
     "GTiff", "PNG", "JPEG", "JP2OpenJPEG", "BMP", "GIF", "WEBP", "JPEGXL", "HFA", "ENVI", "NITF",
@@ -63,8 +66,12 @@ def open_dataset(path: str, level: int, *, elsewhere: bool = False) -> Any:
         )
 
 
-def environment(*, elsewhere: bool = False, distant: bool = False) -> Any:
-    """Return the settings of GDAL's in which rasters are opened and read.
+_here = threading.local()
+
+
+@contextmanager
+def environment(*, elsewhere: bool = False, distant: bool = False) -> Iterator[None]:
+    """Set GDAL, in this thread, as rasters are opened and read; free where it is set so already.
 
     Parameters
     ----------
@@ -73,6 +80,19 @@ def environment(*, elsewhere: bool = False, distant: bool = False) -> Any:
     distant : bool
         Whether it lies on another machine itself.
     """
+    outer, own = getattr(_here, "kind", None), (elsewhere, distant)
+    if own == outer:  # of a small file, to set it again takes as long as to open it
+        yield
+        return
+    with rasterio.Env(**_settings(elsewhere=elsewhere, distant=distant)):
+        _here.kind = own
+        try:
+            yield
+        finally:
+            _here.kind = outer
+
+
+def _settings(*, elsewhere: bool, distant: bool) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "GDAL_CACHEMAX": CACHE_BYTES,  # GDAL's own default is 5 % of the machine's memory
         # Its short cut for whole PNGs hands out uninitialised memory where the file is cut off, and
@@ -86,9 +106,9 @@ def environment(*, elsewhere: bool = False, distant: bool = False) -> Any:
         "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR" if distant else "TRUE",
     }
     if elsewhere:
-        return rasterio.Env(**settings, **network_settings())
+        return settings | network_settings()
     # No name is this one: whatever a file says, GDAL fetches nothing.
-    return rasterio.Env(**settings, CPL_VSIL_CURL_ALLOWED_FILENAME="none")
+    return settings | {"CPL_VSIL_CURL_ALLOWED_FILENAME": "none"}
 
 
 def _levels(path: str, dataset: Any, *, elsewhere: bool) -> tuple[tuple[int, int], ...]:
@@ -252,7 +272,7 @@ def find(path: str, dataset: Any, view: View, *, checked: bool) -> Found:
         native_block=lambda level: _native_block(
             path, dataset, bands[0], level, elsewhere=elsewhere
         ),
-        files=tuple(sorted(f for f in dataset.files if Path(f).is_file())),
+        files=tuple(sorted(filter(is_file, dataset.files))),
         scaling=scaling,
         fingerprint=(lambda _: remote_fingerprint(path)) if distant else None,
     )

@@ -20,6 +20,7 @@ from tilenet.strangers import exists, is_file, is_store
 __all__ = ["grid_of", "open_handle", "open_raster"]
 
 _LARGE = 1 << 24
+_HEAD = 512  # bytes that tell what a file is
 
 _HANDLES: dict[str, Callable[[RasterInfo], Handle]] = {
     "openslide": slide.SlideHandle,
@@ -75,17 +76,17 @@ def open_raster(
         return Raster(settled(mosaic.find(view.mosaic, view, open_raster), view), open_handle)
     if is_remote(name):
         return _remote(RemoteName(name), view, checked=checked)
-    _check_name(name)
+    head = _head(name)
     name = str(Path(name).absolute())
-    if is_store(name):
+    if head is None:
         return Raster(settled(store.find(name, view, checked=checked), view), open_handle)
-    if stac.is_item(name):
+    if head.startswith(b"{") and stac.is_item(name):
         return _pointing("a STAC item", name, view)
     if view.variable is not None:
         raise InputError("has no variables to choose from", name, "leave --variable out")
     if tileindex.is_index(name):
         return _pointing("a tile index", name, view)
-    if slide.is_slide(name):
+    if slide.is_slide(name, head):
         return Raster(settled(slide.find(name, view), view), open_handle)
     try:
         dataset = _dataset(name, view)
@@ -97,19 +98,19 @@ def open_raster(
     return _by_gdal(name, dataset, view, checked=checked, keep_open=keep_open)
 
 
-def _check_name(name: str) -> None:
-    """Raise InputError unless a name is that of a file or a store."""
+def _head(name: str) -> bytes | None:
+    """Return a file's first bytes, None for a store; raises InputError if a name is of neither."""
     if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
         raise InputError("the name is not UTF-8", name, "rename the file")
     if not exists(name):
         raise InputError("no such file", name, "check the path")
     if is_store(name):
-        return
+        return None
     if not is_file(name):
         raise InputError("not a regular file", name, "give a raster or a folder of rasters")
     try:
-        with Path(name).open("rb") as file:
-            file.read(1)
+        with Path(name).open("rb", buffering=0) as file:
+            return file.read(_HEAD)
     except OSError as error:
         if error.errno != errno.EIO:
             raise

@@ -34,10 +34,8 @@ def _openslide(path: str) -> Any:
     return openslide
 
 
-def is_slide(path: str) -> bool:
-    """Return whether the first bytes are those of a slide that is no TIFF."""
-    with Path(path).open("rb") as file:
-        head = file.read(132)
+def is_slide(path: str, head: bytes) -> bool:
+    """Return whether a file's first bytes, or its ending, are those of a slide that is no TIFF."""
     dicom, zeiss, zvi = b"DICM", b"ZISRAWFILE", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
     return (
         head[128:132] == dicom
