@@ -20,6 +20,7 @@ from tilenet.api import predict
 from tilenet.cli import run as command_line
 from tilenet.config import PredictConfig
 from tilenet.engine import large, output, pack
+from tilenet.engine.document import decode_sidecar, encode_document, encode_sidecar
 from tilenet.engine.runfolder import locked, run_folder
 from tilenet.errors import InterruptError, OutputError, ResourceError
 from tilenet.stops import stopping_on_signals
@@ -244,6 +245,37 @@ def test_a_crash_before_the_file_has_its_name(
     run(source, out, model, **options)
     expected = run(source, tmp_path / f"expected.{name}", model, **options)
     assert np.array_equal(mask_of(out), mask_of(expected.output))
+
+
+@pytest.mark.parametrize("keys", ["", "a", "z", "az", "chaz"])
+def test_a_sidecar_holds_one_document_whose_keys_are_sorted(keys):
+    document = {key: {"é": [1, None], "b": 0.1} for key in keys}
+    data = encode_sidecar(document)
+    half = b"{" + data.partition(b'",\n')[2]
+    assert half == encode_document(json.loads(half))
+    assert json.loads(half).keys() == document.keys() | {"check"}
+    assert decode_sidecar(data) == document
+
+
+def test_files_that_are_not_all_on_disk_get_no_name(tmp_path, monkeypatch):
+    files = [(tmp_path / f"{k:03}", bytes([k])) for k in range(100)]
+    synced, sync = [], os.fsync
+
+    def fail(fd):
+        synced.append(fd)
+        if len(synced) == 70:
+            raise OSError(errno.EIO, "the disk reports an error")
+        sync(fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="the disk"):
+            durable.write_all(files)
+    assert not list(tmp_path.iterdir())
+    durable.write_all(files)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        path.name: data for path, data in files
+    }
 
 
 def test_a_document_whose_mask_is_gone_is_in_nobodys_way(source, model, tmp_path):

@@ -9,13 +9,14 @@ import pytest
 import rasterio
 from PIL import Image
 from rasterio.control import GroundControlPoint
+from rasterio.env import getenv, hasenv
 from rasterio.errors import NotGeoreferencedWarning
 from rasters import picture, write_tif
 
 from tilenet.errors import InputError
 from tilenet.geometry import Window
 from tilenet.quiet import ignoring
-from tilenet.sources import View, find_inputs, open_raster
+from tilenet.sources import View, environment, find_inputs, open_raster
 
 rng = np.random.default_rng(0)
 PIXELS = (
@@ -183,3 +184,20 @@ def test_pages_in_a_circle_and_a_codec_of_nobody(tmp_path):
     path.write_bytes(data)
     with pytest.raises(InputError, match="codec 65535"):
         open_raster(path)
+
+
+def test_gdal_is_set_within_and_only_there():
+    def told():
+        return getenv()["GDAL_PNG_WHOLE_IMAGE_OPTIM"], getenv()["GDAL_DISABLE_READDIR_ON_OPEN"]
+
+    with environment():
+        assert told() == (False, "TRUE")
+        with environment(distant=True):
+            assert told() == (False, "EMPTY_DIR")
+            with environment():
+                assert told() == (False, "TRUE")
+            assert told() == (False, "EMPTY_DIR")
+        with environment():
+            assert told() == (False, "TRUE")
+        assert told() == (False, "TRUE")
+    assert not hasenv()

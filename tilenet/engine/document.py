@@ -137,9 +137,17 @@ def encode_sidecar(document: Mapping[str, Any]) -> bytes:
     leaves the other.
     """
     rest = {key: value for key, value in document.items() if key not in _OWN_KEYS}
-    check = hashlib.sha256(encode_document(rest)).hexdigest()
-    whole = encode_document({**rest, "check": check})
+    # Keys are sorted, and each value is encoded once, though the text is needed with the hash too.
+    before = encode_document({key: value for key, value in rest.items() if key < "check"})
+    behind = encode_document({key: value for key, value in rest.items() if key > "check"})
+    check = {"check": hashlib.sha256(_joined(before, behind)).hexdigest()}
+    whole = _joined(before, encode_document(check), behind)
     return _COPY + base64.b64encode(zlib.compress(whole)) + _BETWEEN + whole[1:]
+
+
+def _joined(*documents: bytes) -> bytes:
+    """Return several documents as `encode_document` would one of all their keys, in this order."""
+    return b"{" + b", ".join(one[1:-1] for one in documents if one != b"{}") + b"}"
 
 
 def decode_sidecar(data: bytes) -> dict[str, Any] | None:

@@ -317,6 +317,16 @@ def _check_bands(raster: RasterInfo, files: ModelFiles, shape: NetworkShape) -> 
     )
 
 
+@lru_cache(maxsize=8)  # small images of one size share one, and what its axes have worked out
+def _lattice(sizes: tuple[int, int], cores: tuple[int, int], choice: TileChoice) -> Lattice:
+    stride = choice.tile - choice.overlap
+    rows, cols = (
+        Axis(size, choice.tile, stride, choice.divisor, core, choice.fixed)
+        for size, core in zip(sizes, cores, strict=True)
+    )
+    return Lattice(rows, cols)
+
+
 def make_plan(
     raster: RasterInfo,
     files: ModelFiles,
@@ -347,18 +357,13 @@ def make_plan(
         native = raster.native_block[0]
         shared = -(-(choice.overlap + sum(files.card.margin)) // native) * native
         core_rows, core_cols = _core(config.chunk, choice.tile, shape.channels, shared)
-
-    def axis(size: int, core: int) -> Axis:
-        stride = choice.tile - choice.overlap
-        return Axis(size, choice.tile, stride, choice.divisor, core, choice.fixed)
-
     automatic = zarr_format_for(raster.georeference)
     return Plan(
         raster=raster,
         model=files,
         channels=shape.channels,
         setup=setup,
-        lattice=Lattice(axis(raster.height, core_rows), axis(raster.width, core_cols)),
+        lattice=_lattice((raster.height, raster.width), (core_rows, core_cols), choice),
         blend=config.blend,
         probabilities=config.probabilities,
         format=output,

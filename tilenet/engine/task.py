@@ -67,6 +67,7 @@ _sessions_lock = threading.Lock()
 _workers: dict[tuple[str, str], Worker] = {}
 _workers_lock = threading.Lock()
 _MOST_WORKERS = 8
+_COUNTED = 1 << 16  # pixels at a time
 
 
 def session_for(
@@ -104,8 +105,9 @@ def class_pixels(mask: NDArray[np.uint8], classes: int) -> dict[int, int]:
     """Return how many pixels each class has, and how many have no answer (255)."""
     total = np.zeros(256, np.int64)
     values = (*range(classes), NODATA) if classes <= 8 else ()
-    for start in range(0, mask.shape[0], 64):  # what a row makes stays in the cache
-        rows = mask[start : start + 64]
+    step = max(64, _COUNTED // mask.shape[1])
+    for start in range(0, mask.shape[0], step):  # what rows make stays in the cache
+        rows = mask[start : start + step]
         for value in values:
             total[value] += np.count_nonzero(rows == value)
         if not values:

@@ -84,10 +84,9 @@ def _jobs(inputs: list[Input], out: Path, config: PredictConfig) -> list[Job]:
                 "rename one of them",
             )
         names[name] = source.path
-    # A worker may stand elsewhere.
+    folder = out.absolute()  # a worker may stand elsewhere
     return [
-        Job(source.path.absolute(), (out / source.stem).absolute())
-        for source in own_share(inputs, config)
+        Job(source.path.absolute(), folder / source.stem) for source in own_share(inputs, config)
     ]
 
 
