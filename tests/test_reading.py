@@ -13,8 +13,9 @@ from PIL import Image
 from rasters import picture, write_tif
 
 from tilenet.config import PredictConfig
-from tilenet.engine.pack import Job, Request, open_job, pack_task, plan_for
+from tilenet.engine.pack import pack_task
 from tilenet.engine.reading import amplification, read_window
+from tilenet.engine.request import Job, Request, open_job, plan_for
 from tilenet.geometry import Window
 from tilenet.lattice import Axis, Lattice
 from tilenet.models.session import choose, network_shape

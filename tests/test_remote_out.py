@@ -22,7 +22,7 @@ from tilenet.config import PredictConfig
 from tilenet.engine.elsewhere import RemoteOutput
 from tilenet.engine.lease import Lease
 from tilenet.engine.objects import Objects
-from tilenet.engine.pack import Job
+from tilenet.engine.request import Job
 from tilenet.errors import OutputError, ResourceError, UsageError
 from tilenet.events import Tracker
 from tilenet.predicting.afar import predict_remote

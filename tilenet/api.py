@@ -12,8 +12,8 @@ from typing import Any
 from tilenet.config import PredictConfig
 from tilenet.engine.item import has_item, write_item
 from tilenet.engine.output import check_output
-from tilenet.engine.pack import Job, open_job, plan_for
 from tilenet.engine.plan import Plan
+from tilenet.engine.request import Job, open_job, plan_for
 from tilenet.engine.room import needed_bytes
 from tilenet.engine.savings import savings_of
 from tilenet.errors import (

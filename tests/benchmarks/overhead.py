@@ -31,8 +31,8 @@ from tilenet.engine import spill
 from tilenet.engine.cluster import open_executor
 from tilenet.engine.journal import BlockRecord, Journal
 from tilenet.engine.meter import Spans
-from tilenet.engine.pack import Job, Request, open_job, plan_for
 from tilenet.engine.plan import Plan
+from tilenet.engine.request import Job, Request, open_job, plan_for
 from tilenet.engine.task import STRIPS, Blocks
 from tilenet.geometry import Window
 from tilenet.models.session import choose, network_shape, open_session

@@ -199,7 +199,7 @@ def drive(folder: Path, address: str, block: int, count: int) -> dict[str, float
     from tilenet.config import PredictConfig
     from tilenet.engine.cluster import open_executor
     from tilenet.engine.journal import Journal
-    from tilenet.engine.pack import Job, Request, open_job, plan_for
+    from tilenet.engine.request import Job, Request, open_job, plan_for
     from tilenet.engine.run import run_blocks
     from tilenet.engine.runfolder import PLAN
     from tilenet.engine.task import STRIPS

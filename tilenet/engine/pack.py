@@ -28,8 +28,9 @@ from tilenet.engine.output import (
     sweep,
     upper_levels,
 )
-from tilenet.engine.plan import Format, Plan, format_of, make_plan
+from tilenet.engine.plan import Plan
 from tilenet.engine.reading import read_window
+from tilenet.engine.request import Job, Request, open_job, plan_for
 from tilenet.engine.runfolder import locked, remove_run_folder, run_folder
 from tilenet.engine.task import STORE, files_of, record_of, session_for, unreadable
 from tilenet.errors import (
@@ -37,91 +38,26 @@ from tilenet.errors import (
     OutputError,
     TilenetError,
     UnfitError,
-    UsageError,
     error_of_one,
 )
 from tilenet.geometry import Window
-from tilenet.models.session import NetworkShape, Setup
-from tilenet.models.store import ModelFiles
-from tilenet.sinks import MaskStore, read_image
+from tilenet.sinks import MaskStore
 from tilenet.sources import (
-    Grid,
     Raster,
-    RasterInfo,
-    RemoteName,
-    View,
-    area_of,
     environment,
-    open_raster,
 )
 from tilenet.stops import is_stopping
 from tilenet.strangers import exists
 from tilenet.watchdog import watched
 
 __all__ = [
-    "ENDINGS",
-    "Job",
     "PackItem",
-    "Request",
     "lose_pack",
-    "open_job",
     "pack_task",
-    "plan_for",
     "split_pack",
 ]
 
 _PACK_BYTES = 1 << 24  # of pixels held at a time; a larger raster is read alone
-_ZARR_SIDE = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What all rasters of one run have in common.
-
-    Parameters
-    ----------
-    config : PredictConfig
-        Options.
-    files : ModelFiles
-        The model.
-    shape : NetworkShape
-        What it takes and gives.
-    setup : Setup
-        What it runs on.
-    like : Grid or None
-        The grid that `config.like` names.
-    scenes : tuple of str
-        Rasters that are seen as one; () if each is its own.
-    meeting : tuple of (str, str) or None
-        Folder and token by which workers on other machines show that they see what we see.
-    """
-
-    config: PredictConfig
-    files: ModelFiles
-    shape: NetworkShape
-    setup: Setup
-    like: Grid | None = None
-    scenes: tuple[str, ...] = ()
-    meeting: tuple[str, str] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One raster and where its mask goes.
-
-    Parameters
-    ----------
-    path : Path or RemoteName
-        The raster.
-    out : Path
-        The mask; without an ending if the raster decides its format.
-    seen : bool
-        It is there, as whoever asks sees it: a worker that does not is unfit.
-    """
-
-    path: Path | RemoteName
-    out: Path
-    seen: bool = False
 
 
 @dataclass(slots=True)
@@ -163,105 +99,6 @@ class _Loaded:
     pixels: NDArray[Any]
     block: BlockJob = field(repr=False)
     failed: tuple[tuple[Window, str], ...]
-
-
-ENDINGS: dict[Format, str] = {
-    "zarr": ".zarr", "cog": ".tif", "png": ".png", "ome-tiff": ".ome.tif"
-}  # fmt: skip
-"""Of masks whose name the raster decides, by format."""
-
-
-def _format(info: RasterInfo, config: PredictConfig) -> Format:
-    if config.format is not None:
-        return config.format
-    if max(info.height, info.width) > _ZARR_SIDE:
-        return "zarr"
-    return "cog" if info.georeference.is_georeferenced else "png"
-
-
-def _view(request: Request) -> View:
-    """Return how the run looks at its rasters."""
-    config, card = request.config, request.files.card
-    return View(
-        bands=config.bands,
-        level=config.level,
-        mpp=config.mpp,
-        resolution=config.resolution,
-        source_mpp=config.source_mpp,
-        plane=config.plane,
-        variable=config.variable,
-        allow_remote=config.allow_remote,
-        like=request.like,
-        mosaic=request.scenes,
-        scaling=config.scaling,
-        trained_bands=() if isinstance(card.bands, int) else card.bands,
-        trained_mpp=card.mpp,
-        trained_resolution=card.ground_resolution,
-    )
-
-
-def open_job(job: Job, request: Request) -> Raster:
-    """Open a raster at the bands and the level that the run asks for; close it after use."""
-    with watched(str(job.path), request.config.read_timeout):
-        return open_raster(job.path, _view(request), keep_open=True)
-
-
-def plan_for(info: RasterInfo, job: Job, request: Request, *, named: bool) -> tuple[Plan, Path]:
-    """Plan the mask of a raster.
-
-    Parameters
-    ----------
-    info : RasterInfo
-        What `open_job` found.
-    job : Job
-        The raster and where its mask goes.
-    request : Request
-        The run.
-    named : bool
-        `job.out` is the mask's own name, whose ending gives the format.
-
-    Returns
-    -------
-    plan : Plan
-    out : Path
-        The mask's name.
-
-    Raises
-    ------
-    ModelError, UsageError
-        The raster does not fit.
-    InputError
-        The area does not read, or lies elsewhere.
-    """
-    config = request.config
-    if named:
-        named_format = "zarr" if config.into else config.format or format_of(job.out)
-        assert named_format is not None, "an output without a format was refused before"
-        output: Format = named_format
-        out = job.out
-    else:
-        output = _format(info, config)
-        out = job.out.with_name(job.out.name + ENDINGS[output])
-    area = area_of(info, config.aoi, config.within, config.read_timeout)
-    plan = make_plan(info, request.files, request.shape, request.setup, config, output, area)
-    return (plan if config.into is None else _as_label(plan, config, config.into)), out
-
-
-def _as_label(plan: Plan, config: PredictConfig, into: Path) -> Plan:
-    """Return the plan of a mask that an OME-Zarr image gets as a label."""
-    image = read_image(into)
-    if (image.height, image.width) != (plan.raster.height, plan.raster.width):
-        raise InputError(
-            f"the image has {image.height} × {image.width} pixels, the mask would have "
-            f"{plan.raster.height} × {plan.raster.width}",
-            into,
-            "give the raster that it was made from",
-        )
-    if config.zarr_format not in ("auto", str(image.zarr_format)):
-        raise UsageError(
-            f"the image has Zarr format {image.zarr_format}", "--zarr-format", "leave it out"
-        )
-    return replace(plan, zarr_format=image.zarr_format, label=image.label)
 
 
 def _load(item: PackItem, raster: Raster, plan: Plan, out: Path, spans: Spans) -> _Loaded:

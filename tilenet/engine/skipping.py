@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.engine.document import read_sidecar
-from tilenet.engine.pack import ENDINGS, Job
 from tilenet.engine.plan import Format
+from tilenet.engine.request import ENDINGS, Job
 from tilenet.engine.runfolder import run_folder
 from tilenet.errors import TilenetError, without_secrets
 from tilenet.sinks import document

@@ -10,7 +10,7 @@ from tilenet.config import PredictConfig
 from tilenet.engine.elsewhere import RemoteOutput
 from tilenet.engine.executor import Executor
 from tilenet.engine.meter import Meter
-from tilenet.engine.pack import Job
+from tilenet.engine.request import Job
 from tilenet.errors import UsageError
 from tilenet.events import Tracker
 from tilenet.predicting.asking import Clock, cluster_for, makes_one, plan_of, request_for, scenes_of

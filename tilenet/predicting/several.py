@@ -15,15 +15,9 @@ from tilenet.config import PredictConfig
 from tilenet.engine.executor import Executor
 from tilenet.engine.folderlock import folder_locked
 from tilenet.engine.meter import Spans
-from tilenet.engine.pack import (
-    Job,
-    PackItem,
-    Request,
-    lose_pack,
-    pack_task,
-    split_pack,
-)
+from tilenet.engine.pack import PackItem, lose_pack, pack_task, split_pack
 from tilenet.engine.plan import Plan
+from tilenet.engine.request import Job, Request
 from tilenet.engine.run import run_many
 from tilenet.engine.turns import Work, take_turns
 from tilenet.errors import (

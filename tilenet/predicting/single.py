@@ -15,16 +15,10 @@ from tilenet.engine.executor import Executor
 from tilenet.engine.large import Copy, run_large
 from tilenet.engine.meter import Meter, Spans
 from tilenet.engine.output import plan_in_progress
-from tilenet.engine.pack import (
-    Job,
-    PackItem,
-    Request,
-    lose_pack,
-    pack_task,
-    split_pack,
-)
+from tilenet.engine.pack import PackItem, lose_pack, pack_task, split_pack
 from tilenet.engine.part import run_part
 from tilenet.engine.plan import Plan
+from tilenet.engine.request import Job, Request
 from tilenet.engine.run import run_many
 from tilenet.engine.runfolder import outside
 from tilenet.errors import error_of_one
