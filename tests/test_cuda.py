@@ -14,9 +14,9 @@ from tilenet.models.store import find_model
 pytestmark = pytest.mark.skipif(not has_cuda(), reason="needs a CUDA device")
 
 
-@pytest.fixture(params=["fp32", "fp16"])
+@pytest.fixture(params=["torch fp32", "torch fp16", "inductor fp32", "inductor fp16"])
 def session(request):
-    made = setup("torch", request.param, 4, device="cuda")
+    made = setup(*request.param.split(), 4, device="cuda")
     return open_session(find_model("nuclei", None, {}), made, "uint8")
 
 
@@ -34,8 +34,9 @@ def test_two_blocks_in_flight_give_what_one_gives(session):
     assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
-def test_it_sees_what_the_cpu_sees():
+@pytest.mark.parametrize("backend", ["torch", "inductor"])
+def test_it_sees_what_the_cpu_sees(backend):
     files, pixels = find_model("nuclei", None, {}), picture(160, 128)
-    ours = added_up(open_session(files, setup("torch", "fp32", 4, device="cuda"), "uint8"), pixels)
+    ours = added_up(open_session(files, setup(backend, "fp32", 4, device="cuda"), "uint8"), pixels)
     theirs = added_up(open_session(files, setup("torch", "fp32", 4), "uint8"), pixels)
     assert np.mean(ours != theirs) < 1e-3

@@ -12,6 +12,7 @@ import networks
 import numpy as np
 import pytest
 import torch
+import zarr
 from rasters import picture, write_tif
 
 from tilenet.blend import Blend, Decision
@@ -139,6 +140,86 @@ def test_bf16_is_close_to_fp32(pixels):
         assert difference.max() < 0.3  # a few scores near the threshold, where it is steepest
 
 
+# -- the compiled network
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+
+
+@pytest.fixture(scope="module")
+def small_unet(tmp_path_factory):
+    return networks.unet(tmp_path_factory.mktemp("inductor") / "m", depth=3)
+
+
+@needs_compiler
+def test_inductor_gives_what_torch_gives(small_unet, pixels, caplog):
+    caplog.set_level("INFO", "tilenet")
+    files = find_model(str(small_unet), None, {})
+    compiled, eager = (
+        open_session(files, setup(b, "fp32", 2), "uint8") for b in ("inductor", "torch")
+    )
+    assert keeps_batch_contract(compiled, files.card, (96, 96))
+    assert [r.message for r in caplog.records if "compiling tiny for 96×96" in r.message]
+    [ours], [theirs] = (
+        [one.copy() for one in session.scores([(session.load(pixels), 32, 16)], (96, 96))]
+        for session in (compiled, eager)
+    )
+    assert np.abs(ours - theirs).max() < 1e-5
+    first, second, _ = np.sort(theirs, axis=0)[::-1]
+    sure = first - second > 1e-4
+    assert sure.mean() > 0.99
+    assert np.array_equal(ours.argmax(axis=0)[sure], theirs.argmax(axis=0)[sure])
+    assert len(np.unique(theirs.argmax(axis=0)[sure])) > 1
+    mask = added_up(compiled, pixels)
+    compiled._on_device = True  # CPU tensors through the code that a GPU runs
+    assert np.array_equal(added_up(compiled, pixels), mask)
+    assert len(caplog.records) == 1  # compiled once
+
+
+@needs_compiler
+def test_a_mask_of_compiled_tiles_is_no_other_backends(small_unet, tmp_path, cli):
+    source = write_tif(tmp_path / "a.tif", picture(160, 130))
+    line = ["predict", source, "--model", small_unet, "--tile", 96, "--batch-size", 2]
+    line += ["--device", "cpu", "--precision", "fp32", "--out"]
+    done = cli(*line, tmp_path / "a.zarr", "--backend", "inductor", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["backend"] == "inductor"
+    assert cli(*line, tmp_path / "b.zarr", "--backend", "torch").code == 0
+    ours, theirs = (
+        zarr.open_group(tmp_path / name, mode="r")["mask"][:] for name in ("a.zarr", "b.zarr")
+    )
+    assert np.mean(ours != theirs) < 1e-3
+    refused = cli(*line, tmp_path / "a.zarr", "--backend", "torch")
+    assert refused.code == 5
+    chunk = tmp_path / "a.zarr" / "mask" / "0" / "0"
+    whole = chunk.read_bytes()
+    chunk.write_bytes(b"")
+    assert cli("verify", tmp_path / "a.zarr", "--repair").code == 0
+    assert chunk.read_bytes() == whole
+
+
+@needs_compiler
+@pytest.mark.parametrize("fails", ["there is none", "at its work"])
+def test_without_a_working_compiler(small_unet, tmp_path, environment, fails):
+    compiler = tmp_path / "c++"
+    if fails == "at its work":  # it says what it is, and no more
+        compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && exec g++ "$@"\nexit 1\n')
+        compiler.chmod(0o755)
+    own = {**environment, "CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    source = write_tif(tmp_path / "a.tif", picture(60, 70))
+    line = [sys.executable, "-m", "tilenet", "predict", source, "--out", tmp_path / "x.zarr",
+            "--model", small_unet, "--device", "cpu", "--backend", "inductor"]  # fmt: skip
+    done = subprocess.run(
+        list(map(str, line)), capture_output=True, text=True, env=own, timeout=120, check=False
+    )
+    assert done.returncode == 4, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("tilenet: ")
+    assert "inductor" in last
+    assert last.endswith("use --backend torch")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "x.zarr").exists()
+
+
 def test_the_input_is_normalised_per_band(tmp_path):
     keys = {"value_range": [10, 210], "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.25, 2.0]}
     path = networks.pointwise(tmp_path / "m.onnx", activation="none", **keys)
@@ -167,14 +248,20 @@ def test_activations(tmp_path, activation):
 def test_choices(models):
     files = find_model(str(models / "conv.onnx"), None, {})
     assert choose(files, precision="fp32").backend == "openvino"
-    with pytest.raises(ModelError, match="torch cannot run ONNX"):
-        choose(files, backend="torch")
+    for backend in ("torch", "inductor"):
+        with pytest.raises(ModelError, match=f"{backend} cannot run ONNX"):
+            choose(files, backend=backend)
+    with pytest.raises(ModelError, match="auto, torch, openvino or inductor"):
+        choose(files, backend="tensorflow")
+    libraries = [setup(b, "fp32").library for b in ("torch", "inductor", "openvino")]
+    assert libraries == ["torch", "torch", "openvino"]
     nuclei = find_model("nuclei", None, {})
-    setup = choose(nuclei, device="cpu", backend="torch", precision="fp32", batch_size=3)
-    assert (setup.backend, setup.device, setup.precision, setup.batch_size) == (
+    made = choose(nuclei, device="cpu", backend="torch", precision="fp32", batch_size=3)
+    assert (made.backend, made.device, made.precision, made.batch_size) == (
         "torch", "cpu", "fp32", 3,
     )  # fmt: skip
     assert choose(nuclei, device="cpu").precision in ("fp32", "bf16")
+    assert choose(nuclei, device="cpu").backend != "inductor"  # which waits to be asked for
 
 
 def test_a_network_that_shrinks_its_tiles_is_refused(tmp_path):

@@ -140,7 +140,9 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     ] = None,
     batch_size: Annotated[str | None, typer.Option(help="Tiles per forward call, or auto.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:i.")] = None,
-    backend: Annotated[str | None, typer.Option(help="auto, torch or openvino.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="auto, torch, openvino, or inductor (compiled torch).")
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
     level: Annotated[int | None, typer.Option(help="Pyramid level; 0 is full resolution.")] = None,
     mpp: Annotated[

@@ -31,6 +31,11 @@ from tilenet.strangers import exists, is_store
 
 __all__ = ["describe", "examine", "list_models"]
 
+_CHECKED = (
+    *((backend, precision) for backend in ("openvino", "torch") for precision in ("fp32", "bf16")),
+    ("inductor", "fp32"),  # which compiles for half a minute, the first time
+)
+
 
 def _describe_model(files: ModelFiles) -> dict[str, Any]:
     card: ModelCard = files.card
@@ -108,9 +113,9 @@ def _check_backend(files: ModelFiles, backend: str, precision: str) -> dict[str,
     try:
         setup = choose(files, device="cpu", backend=backend, precision=precision, batch_size=2)
         session = open_session(files, setup, "uint8")
+        kept = keeps_batch_contract(session, files.card, (128, 128))
     except ModelError as error:
         return {"works": False, "why": str(error)}
-    kept = keeps_batch_contract(session, files.card, (128, 128))
     return {"works": True, "batch_contract": kept}
 
 
@@ -123,8 +128,7 @@ def examine() -> dict[str, Any]:
     files = find_model("nuclei", None, {})
     backends = {
         f"{backend} {precision}": _check_backend(files, backend, precision)
-        for backend in ("openvino", "torch")
-        for precision in ("fp32", "bf16")
+        for backend, precision in _CHECKED
     }
     import torch
 

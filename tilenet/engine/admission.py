@@ -65,7 +65,7 @@ def choose_here(files: ModelFiles, wanted: dict[str, Any]) -> tuple[Setup, Versi
         setup = choose(files, threads=own_threads(), **wanted)
     except ModelError as error:
         raise ModelError(f"a worker says: {error.what}", error.where, error.do) from error
-    return setup, {setup.backend: _version(setup.backend)}
+    return setup, {setup.library: _version(setup.library)}
 
 
 @contextmanager

@@ -93,7 +93,7 @@ def session_for(
     """
     key = (files.sha256, setup, dtype)
     if admission is not None:
-        admission.check_versions(setup.backend)
+        admission.check_versions(setup.library)
     with _sessions_lock:
         if key not in _sessions:
             here, own = (files, setup) if admission is None else admission.network(files, setup)

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,7 @@ __all__ = [
     "open_session",
 ]
 
-Backend = Literal["torch", "openvino"]
+Backend = Literal["torch", "openvino", "inductor"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 Weights = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -123,8 +123,8 @@ class Setup:
 
     Parameters
     ----------
-    backend : {"torch", "openvino"}
-        Library.
+    backend : {"torch", "openvino", "inductor"}
+        Library; inductor is torch with the network compiled.
     device : str
         "cpu", "cuda" or "cuda:i".
     precision : {"fp32", "bf16", "fp16"}
@@ -148,6 +148,11 @@ class Setup:
     def device_class(self) -> str:
         """The kind of device; machines of one kind give the same bytes."""
         return self.device.partition(":")[0]
+
+    @property
+    def library(self) -> str:
+        """The package whose version decides the bytes."""
+        return "openvino" if self.backend == "openvino" else "torch"
 
 
 def network_shape(files: ModelFiles) -> NetworkShape:
@@ -291,10 +296,11 @@ def choose(
     ModelError
         The machine cannot do what was asked for.
     """
-    if backend not in ("auto", "torch", "openvino"):
-        raise ModelError(f"no backend {backend}", "--backend", "choose auto, torch or openvino")
-    if files.kind == "onnx" and backend == "torch":
-        raise ModelError("torch cannot run ONNX", "--backend", "use --backend openvino")
+    if backend not in ("auto", *get_args(Backend)):
+        do = "choose auto, torch, openvino or inductor"
+        raise ModelError(f"no backend {backend}", "--backend", do)
+    if files.kind == "onnx" and backend in ("torch", "inductor"):
+        raise ModelError(f"{backend} cannot run ONNX", "--backend", "use --backend openvino")
     chosen_device = _choose_device(
         "cpu" if backend == "openvino" or files.kind == "onnx" else device
     )
@@ -305,6 +311,11 @@ def choose(
         if not has_openvino:
             raise ModelError("OpenVINO is not installed", "--backend", "pip install openvino")
         chosen: Backend = "openvino"
+    elif backend == "inductor":
+        from tilenet.models.inductor import check_compiler
+
+        check_compiler(chosen_device.partition(":")[0])
+        chosen = "inductor"
     elif backend == "torch" or chosen_device != "cpu" or not has_openvino:
         chosen = "torch"
     else:
@@ -313,6 +324,7 @@ def choose(
     why = {
         ("openvino", "cpu"): f"OpenVINO is the fastest on this {platform.machine()} CPU",
         ("torch", "cpu"): "OpenVINO is not used here",
+        ("inductor", "cpu"): "the network is compiled",
     }.get((chosen, chosen_device.partition(":")[0]), "a CUDA device is there")
     if batch_size is None:
         # On CPUs one tile at a time fills the cores; a GPU wants about 8 Mpx, in its two lanes.

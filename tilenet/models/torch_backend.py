@@ -1,5 +1,7 @@
 """PyTorch: channels-last, bf16 where there is hardware for it. The same network code everywhere.
 
+Inductor is the same with the network compiled (`tilenet.models.inductor`).
+
 On CUDA a block goes up once in its own dtype, beside what is computed; tiles are views of it there,
 and everything up to the classes stays on the device (`TorchSums`), where two blocks are in flight.
 On the CPU numpy adds up a tile, a few rows at a time, while the next is forwarded.
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from itertools import batched
@@ -24,6 +26,7 @@ from tilenet.blend import AXIS_ONE, ONE, Decision, Sums
 from tilenet.errors import ModelError
 from tilenet.memory import keep_large_arrays
 from tilenet.models.build import build_network
+from tilenet.models.inductor import CompiledNetwork
 from tilenet.models.lanes import LANES, Lane, Upload, open_lane, to_device, upload
 from tilenet.models.session import Setup, SumsLike, Tile, Weights, check_answer
 from tilenet.models.store import ModelFiles
@@ -148,7 +151,7 @@ class TorchSession:
     files : ModelFiles
         SMP folder.
     setup : Setup
-        Device, precision, threads, batch size.
+        Backend ("torch" or "inductor"), device, precision, threads, batch size.
     """
 
     def __init__(self, files: ModelFiles, setup: Setup) -> None:
@@ -158,7 +161,10 @@ class TorchSession:
         if setup.device_class == "cpu":
             torch.set_num_threads(setup.threads)
         network = build_network(files).to(self._device, self._dtype)
-        self._network = network.to(memory_format=torch.channels_last)
+        network = network.to(memory_format=torch.channels_last)
+        self._network: Callable[[torch.Tensor], torch.Tensor] = (
+            CompiledNetwork(network, files.card.name) if setup.backend == "inductor" else network
+        )
         self._activation = files.card.activation
         self._lost = sum(files.card.margin)
         self._where = str(files.weights.parent)
@@ -236,7 +242,7 @@ class TorchSession:
                 raise ModelError(
                     f"it cannot run: {error}", self._where, "check config.json"
                 ) from error
-            check_answer(tuple(logits.shape[-2:]), shape, self._lost, self._where)
+            check_answer((logits.shape[-2], logits.shape[-1]), shape, self._lost, self._where)
             logits = logits[..., : shape[0], : shape[1]]
             if self._activation == "softmax":
                 logits = logits.softmax(dim=1)

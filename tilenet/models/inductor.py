@@ -1,0 +1,114 @@
+"""Inductor, PyTorch's own compiler: kernels made for a network, once for each shape of its input.
+
+It keeps them where other processes find them again: in ``torchinductor_USER`` in the folder for
+temporary files, or in the one that ``TORCHINDUCTOR_CACHE_DIR`` names. What it cannot compile whole
+is an error: a part that ran otherwise would be slow, and nobody would know.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from tilenet.errors import ModelError
+from tilenet.quiet import ignoring
+
+__all__ = ["CompiledNetwork", "check_compiler"]
+
+_logger = logging.getLogger(__name__)
+
+_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
+    "compile_threads": 1,  # no processes of its own, which might outlive a run that is stopped
+    "deterministic": True,  # no kernel that adds up is chosen by a race that may end otherwise
+    "triton.cudagraphs": False,  # the answers of two lanes would share their memory
+}
+_MOST_SHAPES = 1 << 10  # of the networks of one architecture; Dynamo's own limit is 8
+_DO = "use --backend torch"
+
+
+def check_compiler(device: str) -> None:
+    """Raise ModelError unless this machine has what inductor needs to compile for a device."""
+    if device == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler as error:
+            what = "inductor needs a C++ compiler, and finds none (g++, or what CXX names)"
+            raise ModelError(what, "--backend", _DO) from error
+        return
+    from torch.utils._triton import has_triton
+
+    if not has_triton():
+        raise ModelError("inductor needs Triton on CUDA, and finds none", "--backend", _DO)
+
+
+class CompiledNetwork:
+    """A network that is compiled for each shape of its input when it first meets it.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        In eval mode, on its device.
+    name : str
+        For messages.
+    """
+
+    def __init__(self, network: torch.nn.Module, name: str) -> None:
+        # A toolkit for CUDA without a device is no news.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+        self._run = torch.compile(
+            network, fullgraph=True, dynamic=False, backend="inductor", options=_OPTIONS
+        )
+        self._name = name
+        self._known: set[torch.Size] = set()
+        self._lock = threading.Lock()
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the network's answer.
+
+        Raises
+        ------
+        ModelError
+            It cannot be compiled.
+        """
+        if inputs.shape in self._known:
+            return self._answer(inputs)
+        with self._lock:  # of two lanes, one compiles
+            if inputs.shape in self._known:
+                return self._answer(inputs)
+            start = time.perf_counter()
+            answer = self._answer(inputs)
+            height, width = inputs.shape[-2:]
+            seconds = time.perf_counter() - start
+            _logger.info(
+                "compiling %s for %d×%d with inductor: %.0f s", self._name, height, width, seconds
+            )
+            self._known.add(inputs.shape)
+            return answer
+
+    def _answer(self, inputs: torch.Tensor) -> torch.Tensor:
+        from torch._dynamo import config
+        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+        limits = {"recompile_limit": _MOST_SHAPES, "accumulated_recompile_limit": _MOST_SHAPES}
+        # That fp32 is no TF32 is meant.
+        quiet = ignoring(UserWarning, "TensorFloat32") if inputs.is_cuda else nullcontext()
+        try:
+            with quiet, config.patch(limits):
+                answer: torch.Tensor = self._run(inputs)
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+            inner = getattr(error, "inner_exception", None)
+            if isinstance(inner, OSError | MemoryError | torch.OutOfMemoryError):
+                raise inner from error  # a full disk, for one: no fault of the network's
+            [first, *_] = (inner or error).args or ("",)
+            first = str(first).strip().partition("\n")[0]
+            raise ModelError(f"inductor cannot compile it: {first}", self._name, _DO) from error
+        return answer
