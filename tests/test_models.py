@@ -21,12 +21,10 @@ from tilenet.errors import ModelError
 from tilenet.lattice import Axis, Lattice
 from tilenet.models.card import parse_card
 from tilenet.models.contract import keeps_batch_contract
-from tilenet.models.session import Setup, choose, cpu_flags, network_shape, open_session
+from tilenet.models.session import Setup, choose, cpu_precisions, network_shape, open_session
 from tilenet.models.store import bundled_models, find_model
 
-needs_bf16 = pytest.mark.skipif(
-    not cpu_flags() & {"amx_bf16", "avx512_bf16", "bf16"}, reason="no bf16 on this processor"
-)
+needs_bf16 = pytest.mark.skipif("bf16" not in cpu_precisions(), reason="no bf16 on this processor")
 PRECISIONS = ["fp32", pytest.param("bf16", marks=needs_bf16)]
 
 

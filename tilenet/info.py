@@ -22,7 +22,7 @@ from tilenet.engine.document import read_sidecar
 from tilenet.errors import InputError, ModelError
 from tilenet.models.card import ModelCard
 from tilenet.models.contract import keeps_batch_contract
-from tilenet.models.session import choose, cores, cpu_flags, network_shape, open_session
+from tilenet.models.session import choose, cores, cpu_precisions, network_shape, open_session
 from tilenet.models.store import BUNDLED, ModelFiles, bundled_models, cache_folder, find_model
 from tilenet.sources import RemoteName, View, is_mask_store, named
 from tilenet.sources.remote import require_permission
@@ -144,7 +144,7 @@ def examine() -> dict[str, Any]:
         "gdal": rasterio.__gdal_version__,
         "gdal_formats": drivers,
         "cores": cores(),
-        "bf16_in_hardware": bool(cpu_flags() & {"amx_bf16", "avx512_bf16", "bf16"}),
+        "bf16_in_hardware": "bf16" in cpu_precisions(),
         "cuda": cuda,
         "cache": str(cache_folder()),
         "free_bytes_here": shutil.disk_usage(Path()).free,

@@ -1,11 +1,12 @@
 """How fast the engine is and what it costs: `make bench`, or `bench.py FOLDER [--only null]`.
 
-For every case: seconds of the network alone on the lattice's tiles, pixels in memory; of the run;
-their ratio (engine efficiency); read, forward and write seconds, those in which the network waited
-for pixels and those in which pixels waited for the network; pixels decoded per pixel; Mpx/s; peak
-memory of all processes. Then the first run of a machine (no cached graph), and what the engine
-itself costs per pixel against a loop written by hand. Written as JSON with the machine and the
-versions beside the table.
+For every case: seconds of the network alone on the lattice's tiles, in a process of its own, pixels
+in memory; of the run; their ratio (engine efficiency); read, forward and write seconds, those in
+which the network waited for pixels and those in which pixels waited for the network; pixels decoded
+per pixel; Mpx/s; peak memory of all processes. Then the first run of a machine (no cached graph),
+what the engine itself costs per pixel against a loop written by hand, and what bf16 changes in the
+bundled model's masks. Written as JSON with the machine and the versions beside the table. A
+processor without bf16 runs the cases in fp32.
 """
 
 from __future__ import annotations
@@ -26,15 +27,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).parent))
 import inputs
+import quality
 
-from tilenet.geometry import Window
-from tilenet.models.session import choose, cores, has_cuda, network_shape, open_session
-from tilenet.models.store import find_model
-from tilenet.sources import open_raster
+from tilenet.models.session import cores, cpu_precisions, has_cuda
 
 FILES = ("deflate", "jpeg")
 
@@ -54,37 +51,19 @@ def command(raster: Path, model: str, out: Path, *options: str) -> dict[str, Any
     return json.loads(done.stdout) | {"process_seconds": seconds}
 
 
-def forward_only(
-    raster: Path, model: str, run: dict[str, Any], backend: str, precision: str
-) -> float:
-    """Return the seconds that the network alone takes for the run's tiles, pixels in memory."""
-    files = find_model(model, None, {})
-    network_shape(files)
-    setup = choose(files, backend=backend, precision=precision)
-    session = open_session(files, setup, "uint8")
-    tile, side = run["tile"], min(run["height"], 4096)
-    pixels, _ = open_raster(raster).read(Window(0, 0, side, side), np.zeros(3))
-    loaded = session.load(pixels)
-    room = side - tile
-    corners = [
-        (loaded, (k * 257) % (room + 1), (k * 509) % (room + 1)) for k in range(run["tiles"])
-    ]
-    for _ in session.scores(corners[:2], (tile, tile)):
-        pass
-    _wait_for(setup.device)
-    start = time.perf_counter()
-    for _ in session.scores(corners, (tile, tile)):
-        pass
-    _wait_for(setup.device)
-    return time.perf_counter() - start
-
-
-def _wait_for(device: str) -> None:
-    """Wait for what a GPU has been told to do."""
-    if device != "cpu":
-        import torch
-
-        torch.cuda.synchronize(device)
+def forward_only(raster: Path, model: str, run: dict[str, Any], *words: str) -> float:
+    """Return the seconds that the network alone takes for a run's tiles (see `alone.py`)."""
+    script = str(Path(__file__).with_name("alone.py"))
+    line = [sys.executable, script, str(raster), model, *words]
+    done = subprocess.run(
+        [*line, str(run["tile"]), str(run["tiles"]), "3"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return float(done.stdout)
 
 
 @contextmanager
@@ -129,8 +108,7 @@ def measure(
 
 def report(row: dict[str, Any]) -> None:
     cells = [f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()]
-    sys.stdout.write("| " + " | ".join(cells) + " |\n")
-    sys.stdout.flush()
+    say("| " + " | ".join(cells) + " |")
 
 
 def cold(raster: Path, model: str, folder: Path) -> dict[str, Any]:
@@ -176,7 +154,10 @@ CASES = (
     *(("null8", side, "deflate", "openvino:bf16") for side in (8192, 16384)),
     *(("nuclei", side, c, "openvino:bf16") for side in (4096, 8192) for c in FILES),
     *(("nuclei", 4096, "deflate", case) for case in ("openvino:fp32", "torch:bf16", "torch:fp32")),
-    *(("unet-resnet18", 8192, "deflate", case) for case in ("openvino:bf16", "torch:bf16")),
+    *(
+        ("unet-resnet18", 8192, "deflate", f"{backend}:bf16")
+        for backend in ("openvino", "torch", "inductor")
+    ),
 )
 """Network, side, compression, backend and precision."""
 
@@ -185,6 +166,21 @@ GPU_CASES = (
     ("nuclei", 8192, "jpeg", "torch:fp16"), ("unet-resnet34", 8192, "deflate", "torch:fp32"),
 )  # fmt: skip
 """The same where there is a CUDA device; `gpu_busy` has what starting takes in it."""
+
+
+def cases() -> tuple[tuple[str, int, str, str], ...]:
+    """Return the cases that this machine can run."""
+    if has_cuda():
+        return GPU_CASES
+    if "bf16" in cpu_precisions():
+        return CASES
+    say("this processor has no bf16 arithmetic: its cases are left out, fp32 takes their place")
+    return tuple(dict.fromkeys((*case, setup.replace("bf16", "fp32")) for *case, setup in CASES))
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def main() -> None:
@@ -203,7 +199,7 @@ def main() -> None:
         "unet-resnet34": lambda: str(inputs.resnet_unet(folder, "resnet34")),
     }
     rows: list[dict[str, Any]] = []
-    for case in GPU_CASES if has_cuda() else CASES:
+    for case in cases():
         if options.only not in " ".join(map(str, case)):
             continue
         name, side, compress, setup = case
@@ -214,13 +210,16 @@ def main() -> None:
             report(dict.fromkeys(rows[0], "---"))
         report(rows[-1])
     first = cold(inputs.raster(folder, 4096, "deflate"), "nuclei", folder)
-    sys.stdout.write(f"cold, nuclei: {first}\n")
+    say(f"cold, nuclei: {first}")
     engine = marginal(folder, models["null2"](), options.runs)
-    sys.stdout.write(f"null network, Mpx/s: {engine}\n")
+    say(f"null network, Mpx/s: {engine}")
+    rounded = quality.bf16_against_fp32(folder)
+    say(rounded)
     document = {
         "machine": {"cpu": platform.processor() or platform.machine(), "cores": cores()},
         "versions": {n: version(n) for n in ("tilenet", "torch", "openvino", "rasterio", "zarr")},
-        "command": "make bench", "cold": first, "null_mpixels_per_second": engine, "rows": rows,
+        "command": "make bench", "cold": first, "null_mpixels_per_second": engine, "bf16": rounded,
+        "rows": rows,
     }  # fmt: skip
     (folder / "bench.json").write_text(json.dumps(document, indent=1))
 

@@ -32,6 +32,7 @@ __all__ = [
     "choose",
     "cores",
     "cpu_flags",
+    "cpu_precisions",
     "has_cuda",
     "network_shape",
     "open_session",
@@ -240,18 +241,20 @@ def _choose_precision(backend: Backend, device: str, wanted: str) -> Precision:
         import torch
 
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    native = cpu_flags()
-    fast: set[str] = {"fp32"} | (
-        {"bf16"} if native & {"amx_bf16", "avx512_bf16", "bf16"} else set()
-    )
     if wanted == "auto":
-        return "bf16" if native & {"amx_bf16", "bf16"} else "fp32"
-    if wanted not in fast:
+        return "bf16" if cpu_flags() & {"amx_bf16", "bf16"} else "fp32"
+    if wanted not in cpu_precisions():
         raise ModelError(
             f"this processor has no {wanted} arithmetic", "--precision", "use --precision fp32"
         )
     del backend
     return wanted  # type: ignore[return-value]
+
+
+def cpu_precisions() -> set[str]:
+    """Return the arithmetic that the processor has in hardware."""
+    has_bf16 = cpu_flags() & {"amx_bf16", "avx512_bf16", "bf16"}
+    return {"fp32", "bf16"} if has_bf16 else {"fp32"}
 
 
 def cpu_flags() -> set[str]:
