@@ -28,7 +28,8 @@ def main() -> None:
             signal.signal(number, signal.SIG_IGN)
     else:
         _drop_remains()
-    gc.freeze()  # or Python looks for garbage among all that was imported, before it ends
+    if "torch" not in sys.modules:  # some of what it imports complains of what is never freed
+        gc.freeze()  # or Python looks for garbage among all that was imported, before it ends
     sys.exit(code)
 
 

@@ -163,6 +163,7 @@ CASES = (
 
 GPU_CASES = (
     *(("unet-resnet34", 16384, c, "torch:fp16") for c in FILES),
+    ("unet-resnet34", 16384, "deflate", "inductor:fp16"),
     ("nuclei", 8192, "jpeg", "torch:fp16"), ("unet-resnet34", 8192, "deflate", "torch:fp32"),
 )  # fmt: skip
 """The same where there is a CUDA device; `gpu_busy` has what starting takes in it."""
