@@ -7,6 +7,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 from rasters import picture
+from test_models import PRECISIONS
 
 from tilenet.models import compiled
 from tilenet.models.compiled import keep_compiled, kept_compiled
@@ -27,9 +28,9 @@ def files(models):
     return find_model(str(models / "conv.onnx"), None, {})
 
 
-def answers(files, *shapes):
+def answers(files, *shapes, precision="fp32"):
     """Return the scores of a tile of each shape, by one session."""
-    setup = choose(files, backend="openvino", precision="fp32")
+    setup = choose(files, backend="openvino", precision=precision)
     session, found = open_session(files, setup, "uint8"), []
     for shape in shapes:
         with closing(session.scores([(picture(*shape), 0, 0)], shape)) as scores:
@@ -37,13 +38,14 @@ def answers(files, *shapes):
     return found
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", ["nuclei", "conv.onnx"])
-def test_a_kept_network_gives_the_same_bytes(models, folder, name):
+def test_a_kept_network_gives_the_same_bytes(models, folder, name, precision):
     files = find_model(str(models / name) if name.endswith("onnx") else name, None, {})
-    [first] = answers(files, (64, 64))
+    [first] = answers(files, (64, 64), precision=precision)
     [path] = folder.iterdir()
     made = path.stat().st_ino
-    assert np.array_equal(answers(files, (64, 64))[0], first)
+    assert np.array_equal(answers(files, (64, 64), precision=precision)[0], first)
     assert [one.stat().st_ino for one in folder.iterdir()] == [made]
 
 
@@ -93,6 +95,7 @@ def test_what_was_used_longest_ago_goes(folder, monkeypatch):
     os.utime(folder / ".c.tmp", (0.5, 0.5))
     assert kept_compiled("a") == bytes(1000)
     keep_compiled("d", memoryview(bytes(1000)))
+    keep_compiled("more than all", memoryview(bytes(2500)))
     assert sorted(os.listdir(folder)) == ["a", "d"]  # noqa: PTH208
 
 

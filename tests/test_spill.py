@@ -1,6 +1,9 @@
 """What waits in files: comes back as it went, or not at all."""
 
+import random
 from contextlib import closing
+from itertools import batched
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tilenet.engine.spill import SpillReader, SpillWriter, name_for, needed_by
+from tilenet.engine.state import Share, State
 from tilenet.lattice import Axis, Lattice
 
 SUMS = np.arange(2 * 7 * 5, dtype=np.int32).reshape(2, 7, 5)
@@ -96,3 +100,24 @@ def test_every_strip_has_a_file(sizes, overlap):
         for name, needing in files.items():
             assert {name_for(lattice, block, taker) for taker in needing} == {name}
         assert name_for(lattice, block, block) in files
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_a_file_goes_when_nobody_needs_it_any_more(tmp_path, together):
+    axis = Axis(900, 64, 32, 16, 128, False)
+    lattice = Lattice(axis, axis)
+    plan, journal = SimpleNamespace(lattice=lattice), SimpleNamespace(blocks=set())
+    state = State(plan, tmp_path, journal, Share(range(lattice.blocks)))
+    left = {
+        name: set(takers)
+        for block in range(lattice.blocks)
+        for name, takers in needed_by(lattice, block).items()
+    }
+    order = random.Random(0).sample(range(lattice.blocks), lattice.blocks)
+    for blocks in batched(order, together):
+        for takers in left.values():
+            takers.difference_update(blocks)
+        free = {name for name, takers in left.items() if not takers}
+        assert state.joined(blocks) == free
+        left = {name: takers for name, takers in left.items() if name not in free}
+    assert not left

@@ -10,7 +10,7 @@ import contextlib
 import os
 import secrets
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import batched
 from pathlib import Path
@@ -92,9 +92,8 @@ def write_all(files: Sequence[tuple[Path, bytes]]) -> None:
     """
     temps = [path.with_name(f".{path.name}.tmp") for path, _ in files]
     try:
-        with ThreadPoolExecutor(_SYNCS) as pool:
-            for some in batched(zip(temps, (data for _, data in files), strict=True), _OPEN):
-                _put(some, pool)
+        for some in batched(zip(temps, (data for _, data in files), strict=True), _OPEN):
+            _put(some)
         for temp, (path, _) in zip(temps, files, strict=True):
             temp.replace(path)
     except BaseException:
@@ -106,7 +105,7 @@ def write_all(files: Sequence[tuple[Path, bytes]]) -> None:
         sync_directory(folder)
 
 
-def _put(files: Iterable[tuple[Path, bytes]], pool: Executor) -> None:
+def _put(files: Iterable[tuple[Path, bytes]]) -> None:
     """Write files, then sync them: the first commit takes most of the others along."""
     # Somebody may have planted a link under a name that is known beforehand.
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -116,12 +115,10 @@ def _put(files: Iterable[tuple[Path, bytes]], pool: Executor) -> None:
             fds.append(os.open(path, flags, 0o644))
             stack.callback(os.close, fds[-1])
             _write(fds[-1], data)
-        # A task for each thread costs less than one for each file. All must have ended before a
-        # handle is closed: its number may be another file's then.
-        tasks = [pool.submit(_sync, fds[k::_SYNCS]) for k in range(_SYNCS)]
-        wait(tasks)
-        for task in tasks:
-            task.result()
+        # A task for each thread costs less than one for each file. The pool goes before the handles
+        # do: their numbers may be other files' then.
+        pool = stack.enter_context(ThreadPoolExecutor(_SYNCS))
+        list(pool.map(_sync, [fds[k::_SYNCS] for k in range(_SYNCS)]))
 
 
 def _sync(fds: Iterable[int]) -> None:

@@ -36,7 +36,7 @@ def name_for(lattice: Lattice, giver: int, taker: int) -> str:
     """Return the name of the file in which a block leaves what another block, or itself, needs.
 
     Its own half and the strip to the right are joined soon, lower strips when the next row of
-    blocks comes. Of the two files the first is complete last: where it is, the other one is.
+    blocks comes. Of the two files a forward completes the first last.
     """
     below = lattice.position(taker)[0] > lattice.position(giver)[0]
     return f"{giver}.strips" if below else f"{giver}.own"
@@ -108,12 +108,21 @@ def _put(fd: int, data: bytes | memoryview, offset: int) -> None:
         view, offset = view[done:], offset + done
 
 
+def _read(fd: int, size: int, offset: int) -> bytes:
+    """Return bytes of a file; what cannot be read is as good as damaged, for it is made again."""
+    try:
+        return os.pread(fd, size, offset)
+    except OSError as error:
+        raise ValueError("cannot be read") from error
+
+
 def _fill(fd: int, view: memoryview, offset: int) -> None:
-    while view:
-        done = os.preadv(fd, [view], offset)
-        if not done:
+    for start in range(0, len(view), _CHUNK):
+        part = view[start : start + _CHUNK]
+        data = _read(fd, len(part), offset + start)
+        if len(data) < len(part):
             raise ValueError("cut short")
-        view, offset = view[done:], offset + done
+        part[:] = data
 
 
 class RowsWriter:
@@ -179,19 +188,19 @@ class SpillReader:
             raise ValueError("missing") from error
         try:
             self._index = self._read_index()
-        except ValueError:
+        except BaseException:
             self.close()
             raise
 
     def _read_index(self) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
         end = os.fstat(self._fd).st_size - _TAIL.size
-        tail = os.pread(self._fd, _TAIL.size, end) if end >= 0 else b""
+        tail = _read(self._fd, _TAIL.size, end) if end >= 0 else b""
         if not tail.endswith(_MAGIC):
             raise ValueError("no end")
         length, crc, _ = _TAIL.unpack(tail)
         if length > min(end, _MOST_INDEX):
             raise ValueError("damaged index")
-        text = os.pread(self._fd, length, end - length)
+        text = _read(self._fd, length, end - length)
         if zlib.crc32(text) != crc:
             raise ValueError("damaged index")
         return {
@@ -248,7 +257,7 @@ class RowsReader:
         """Return the CRC of all rows, as they are in the file."""
         crc = 0
         for start in range(0, self.size, _CHUNK):
-            part = os.pread(self._fd, min(_CHUNK, self.size - start), self._offset + start)
+            part = _read(self._fd, min(_CHUNK, self.size - start), self._offset + start)
             crc = zlib.crc32(part, crc)
         return crc
 

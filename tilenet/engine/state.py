@@ -106,12 +106,14 @@ class State:
         """Note blocks that are done; return the names of the files that nobody needs any more."""
         for block in blocks:
             self._state[block] = self.JOINED
+        done = set(blocks)
         near = {one for block in blocks for one in (block, *self._lattice.givers(block))}
         return {
             name
             for one in near
             for name, takers in spill.needed_by(self._lattice, one).items()
-            if all(self._state[taker] == self.JOINED for taker in takers)
+            if not done.isdisjoint(takers)
+            and all(self._state[taker] == self.JOINED for taker in takers)
         }
 
     def lost(self, block: int) -> Iterator[int]:

@@ -43,8 +43,10 @@ def kept_compiled(name: str) -> memoryview | None:
 
 def keep_compiled(name: str, content: memoryview) -> None:
     """Keep what was compiled, if the cache takes it, and drop what was used longest ago."""
+    if len(content) + _HASH_BYTES > _MOST_BYTES:  # it would drive out all else, and not stay
+        return
     path = _folder() / name
-    # Whoever cannot write there compiles again, and has been told so of the graph.
+    # Whoever cannot write there compiles again.
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         temp = temporary(path)

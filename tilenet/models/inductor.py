@@ -11,13 +11,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from tilenet.errors import ModelError
-from tilenet.quiet import ignoring
 
 __all__ = ["CompiledNetwork", "check_compiler"]
 
@@ -80,29 +78,28 @@ class CompiledNetwork:
             It cannot be compiled.
         """
         if inputs.shape in self._known:
-            return self._answer(inputs)
+            answer: torch.Tensor = self._run(inputs)
+            return answer
         with self._lock:  # of two lanes, one compiles
-            if inputs.shape in self._known:
-                return self._answer(inputs)
             start = time.perf_counter()
-            answer = self._answer(inputs)
-            height, width = inputs.shape[-2:]
+            answer = self._compiled(inputs)
             seconds = time.perf_counter() - start
-            _logger.info(
-                "compiling %s for %d×%d with inductor: %.0f s", self._name, height, width, seconds
-            )
-            self._known.add(inputs.shape)
+            if inputs.shape not in self._known:  # else the other lane has told of it
+                self._known.add(inputs.shape)
+                _logger.info(
+                    "compiling %s for %d×%d with inductor: %.0f s",
+                    self._name, *inputs.shape[-2:], seconds,
+                )  # fmt: skip
             return answer
 
-    def _answer(self, inputs: torch.Tensor) -> torch.Tensor:
+    def _compiled(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the answer to an input of a shape that may be new."""
         from torch._dynamo import config
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
         limits = {"recompile_limit": _MOST_SHAPES, "accumulated_recompile_limit": _MOST_SHAPES}
-        # That fp32 is no TF32 is meant.
-        quiet = ignoring(UserWarning, "TensorFloat32") if inputs.is_cuda else nullcontext()
         try:
-            with quiet, config.patch(limits):
+            with config.patch(limits):
                 answer: torch.Tensor = self._run(inputs)
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             inner = getattr(error, "inner_exception", None)

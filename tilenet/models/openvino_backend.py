@@ -42,6 +42,7 @@ _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 # Bytes go in as they are: 0…255 are exact in bf16. Wider integers would be rounded before the mean
 # is taken off, so the copy into the request's tensor widens them.
 _DTYPES = {"uint8": ov.Type.u8}
+_COMPILED_AS = 1  # to be raised when what is done with a graph before it is compiled changes
 _MAX_COMPILED = 8  # tile shapes kept compiled; a folder of images has few
 # Large tiles: all cores on one, while the last one's scores are added up. Small ones: a stream of
 # its own for each, because cores that share a small tile wait for each other; unless it is alone.
@@ -220,7 +221,7 @@ def _makers() -> tuple[object, ...]:
     """Return what a compiled network depends on besides the graph: OpenVINO, processor, us."""
     core = ov.Core()
     said = [core.get_property("CPU", k) for k in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
-    return ov.__version__, Path(__file__).read_bytes(), *said, sorted(cpu_flags())
+    return _COMPILED_AS, ov.__version__, *said, sorted(cpu_flags())
 
 
 class OpenVinoSession:
@@ -280,7 +281,9 @@ class OpenVinoSession:
             "INFERENCE_NUM_THREADS": self._setup.threads,
             "NUM_STREAMS": streams,
         }
-        own = (self._files.sha256, self._dtype, self.batch_size, shape, options)
+        card = self._files.card
+        ends = (card.offset.tolist(), card.scale.tolist(), card.activation, card.margin)
+        own = (self._files.sha256, *ends, self._dtype, self.batch_size, shape, options)
         name = compiled_name((*own, *_makers()))
         kept = kept_compiled(name)
         if kept is not None:
@@ -301,7 +304,8 @@ class OpenVinoSession:
                 )
             ) from error
         if not self._compiled:  # a folder of images may have thousands of shapes
-            keep_compiled(name, compiled.export_model().getbuffer())
+            with suppress(RuntimeError):  # OpenVINO's own: it is compiled again
+                keep_compiled(name, compiled.export_model().getbuffer())
         return compiled
 
     def _requests(self, shape: tuple[int, int], calls: int) -> list[ov.InferRequest]:

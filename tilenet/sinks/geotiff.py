@@ -14,9 +14,9 @@ import os
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -252,6 +252,7 @@ def _fill(
         windows = windows_of(spec.height, spec.width)
         # Of probabilities, a window of many channels is large: not two of them at a time.
         pieces = _ahead(read, windows) if levels else ((one, read(one)) for one in windows)
+        files.enter_context(closing(pieces))
         for window, data in pieces:
             data = np.ascontiguousarray(data)
             written.append(hashlib.sha256(data).digest())
@@ -262,7 +263,7 @@ def _fill(
     return written
 
 
-def _ahead(read: Read, windows: Iterable[Window]) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
+def _ahead(read: Read, windows: Iterable[Window]) -> Generator[tuple[Window, NDArray[np.uint8]]]:
     """Yield windows with their pixels; while one is worked on, the next is read."""
     coming: deque[tuple[Window, Future[NDArray[np.uint8]]]] = deque()
     with ThreadPoolExecutor(1, "tilenet-export") as pool:

@@ -85,8 +85,8 @@ def environment(*, elsewhere: bool = False, distant: bool = False) -> Iterator[N
         yield
         return
     with rasterio.Env(**_settings(elsewhere=elsewhere, distant=distant)):
-        _here.kind = own
         try:
+            _here.kind = own
             yield
         finally:
             _here.kind = outer
