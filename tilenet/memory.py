@@ -7,7 +7,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["keep_large_arrays", "not_collecting", "return_large_arrays"]
+__all__ = ["keep_large_arrays", "not_collecting", "return_freed", "return_large_arrays"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 _LARGE = 4 << 20
@@ -31,6 +31,18 @@ def keep_large_arrays() -> None:
     time would go into getting pages from the system and giving them back. Process-wide.
     """
     _set({_M_MMAP_THRESHOLD: _LARGEST, _M_TRIM_THRESHOLD: _KEPT})
+
+
+def return_freed() -> None:
+    """Make glibc give back the pages that lie free between what is still in use; else do nothing.
+
+    Small arrays of many blocks would leave more and more of them.
+    """
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):
+        return
+    trim(0)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from tilenet.engine.reading import read_window
 from tilenet.errors import UnfitError
 from tilenet.geometry import Window
 from tilenet.lattice import Lattice
+from tilenet.memory import return_freed
 from tilenet.models.session import Session, Setup, open_session
 from tilenet.models.store import ModelFiles
 from tilenet.pyramid import halve
@@ -407,6 +408,7 @@ def join_task(file: str, run: str, blocks: Blocks) -> tuple[list[BlockRecord], S
     for block in blocks:
         with suppress(UnfitError):
             records.append(_join(worker, block, spans))
+    return_freed()
     return records, spans.close()
 
 
