@@ -269,6 +269,21 @@ def cpu_flags() -> set[str]:
     return set()
 
 
+def _choose_backend(files: ModelFiles, device: str, wanted: str) -> Backend:
+    """Return the library for a device; raises ModelError if it, or what it needs, is not here."""
+    has_openvino = find_spec("openvino") is not None
+    if wanted == "openvino" or files.kind == "onnx":
+        if not has_openvino:
+            raise ModelError("OpenVINO is not installed", "--backend", "pip install openvino")
+        return "openvino"
+    if wanted == "inductor":
+        from tilenet.models.inductor import check_compiler
+
+        check_compiler(device.partition(":")[0])
+        return "inductor"
+    return "torch" if wanted == "torch" or device != "cpu" or not has_openvino else "openvino"
+
+
 def choose(
     files: ModelFiles,
     *,
@@ -309,20 +324,7 @@ def choose(
     )
     if chosen_device != device and device != "auto":
         raise ModelError(f"OpenVINO does not run on {device}", "--device", "use --device cpu")
-    has_openvino = find_spec("openvino") is not None
-    if backend == "openvino" or files.kind == "onnx":
-        if not has_openvino:
-            raise ModelError("OpenVINO is not installed", "--backend", "pip install openvino")
-        chosen: Backend = "openvino"
-    elif backend == "inductor":
-        from tilenet.models.inductor import check_compiler
-
-        check_compiler(chosen_device.partition(":")[0])
-        chosen = "inductor"
-    elif backend == "torch" or chosen_device != "cpu" or not has_openvino:
-        chosen = "torch"
-    else:
-        chosen = "openvino"
+    chosen = _choose_backend(files, chosen_device, backend)
     chosen_precision = _choose_precision(chosen, chosen_device, precision)
     why = {
         ("openvino", "cpu"): f"OpenVINO is the fastest on this {platform.machine()} CPU",
