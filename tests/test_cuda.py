@@ -8,7 +8,9 @@ from rasters import picture
 from test_models import added_up, setup
 
 from tilenet.models.contract import keeps_batch_contract
+from tilenet.models.footprint import footprint
 from tilenet.models.session import has_cuda, open_session
+from tilenet.models.sizes import Wanted, choose_sizes
 from tilenet.models.store import find_model
 
 pytestmark = pytest.mark.skipif(not has_cuda(), reason="needs a CUDA device")
@@ -40,3 +42,25 @@ def test_it_sees_what_the_cpu_sees(backend):
     ours = added_up(open_session(files, setup(backend, "fp32", 4, device="cuda"), "uint8"), pixels)
     theirs = added_up(open_session(files, setup("torch", "fp32", 4), "uint8"), pixels)
     assert np.mean(ours != theirs) < 1e-3
+
+
+def test_a_batch_takes_what_its_footprint_says():
+    import torch
+
+    files, made = find_model("nuclei", None, {}), setup("torch", "fp16", 4, device="cuda")
+    needs, session = footprint(files, made), open_session(files, made, "uint8")
+    assert needs is not None
+    tile = (session.load(picture(512, 512)), 0, 0)
+    list(session.scores([tile], (512, 512)))
+    torch.cuda.reset_peak_memory_stats()
+    list(session.scores([tile] * 4, (512, 512)))
+    expected = needs.fixed + needs.per_pixel * 4 * 512 * 512
+    assert 0.5 * expected < torch.cuda.max_memory_allocated() < 1.5 * expected
+
+
+def test_a_batch_fits_into_the_device():
+    files = find_model("nuclei", None, {})
+    found = choose_sizes(files, Wanted((1024, 512), device="cuda"))
+    assert found.tile == 1024
+    assert 1 <= found.setup.batch_size <= 4
+    assert choose_sizes(files, Wanted((64,), device="cuda", batch_size=3)).setup.batch_size == 3

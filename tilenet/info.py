@@ -20,6 +20,7 @@ from tilenet.description import (
 )
 from tilenet.engine.document import read_sidecar
 from tilenet.errors import InputError, ModelError
+from tilenet.memory import memory_limit
 from tilenet.models.card import ModelCard
 from tilenet.models.contract import keeps_batch_contract
 from tilenet.models.session import choose, cores, cpu_precisions, network_shape, open_session
@@ -144,6 +145,7 @@ def examine() -> dict[str, Any]:
         "gdal": rasterio.__gdal_version__,
         "gdal_formats": drivers,
         "cores": cores(),
+        "memory_bytes": memory_limit(),
         "bf16_in_hardware": "bf16" in cpu_precisions(),
         "cuda": cuda,
         "cache": str(cache_folder()),

@@ -1,17 +1,75 @@
-"""How this process' allocator treats large arrays, and when it looks for garbage."""
+"""Memory of this process: what it may have and has had, its allocator, and garbage."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import os
+import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
-__all__ = ["keep_large_arrays", "not_collecting", "return_freed", "return_large_arrays"]
+__all__ = [
+    "forget_peak",
+    "keep_large_arrays",
+    "memory_limit",
+    "not_collecting",
+    "peak_rss",
+    "return_freed",
+    "return_large_arrays",
+]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 _LARGE = 4 << 20
 _LARGEST, _KEPT = 32 << 20, 1 << 30  # glibc takes no higher threshold; memory kept at the most
+
+
+def peak_rss() -> int:
+    """Return the most memory this process has held, in bytes."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    # Elsewhere than on Linux: bytes on macOS, and never an inherited peak.
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def forget_peak() -> None:
+    """Make `peak_rss` begin anew (proc(5), clear_refs); elsewhere than on Linux do nothing."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def memory_limit(root: Path = Path("/")) -> int:
+    """Return how many bytes this process may have: the machine's, or its container's or job's.
+
+    Parameters
+    ----------
+    root : Path
+        Where ``proc`` and ``sys`` are.
+    """
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
+        soft, _ = resource.getrlimit(kind)
+        limits += [soft] if soft != resource.RLIM_INFINITY else []
+    for folder in _control_groups(root):
+        for name in ("memory.max", "memory.limit_in_bytes"):  # of version 2, of version 1
+            with suppress(OSError, ValueError):  # "max": there is none
+                limits.append(int((folder / name).read_text()))
+    return min(limits)
+
+
+def _control_groups(root: Path) -> Iterator[Path]:
+    """Yield the folders of this process' control groups and of those around them (cgroups(7))."""
+    with suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, kinds, path = line.split(":", 2)
+            if not kinds or "memory" in kinds.split(","):
+                all_groups = root / "sys/fs/cgroup" / ("memory" if kinds else "")
+                own = all_groups / path.lstrip("/")
+                yield own
+                yield from (one for one in own.parents if one.is_relative_to(all_groups))
 
 
 def return_large_arrays() -> None:

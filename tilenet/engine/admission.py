@@ -18,13 +18,13 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from tilenet import __version__, durable
 from tilenet.engine.runfolder import LOCK, locked, remove_run_folder
 from tilenet.engine.worker import own_threads
 from tilenet.errors import InputError, ModelError, OutputError, UnfitError
 from tilenet.models.session import Setup, choose
+from tilenet.models.sizes import Sizes, Wanted, choose_sizes
 from tilenet.models.store import ModelFiles, identified
 from tilenet.sources import Area, Raster, RasterInfo, RemoteName, named, open_raster
 from tilenet.strangers import exists
@@ -59,13 +59,13 @@ def versions_here() -> Versions:
     return {package: _version(package) for package in ("tilenet", *_PACKAGES)}
 
 
-def choose_here(files: ModelFiles, wanted: dict[str, Any]) -> tuple[Setup, Versions]:
+def choose_here(files: ModelFiles, wanted: Wanted) -> tuple[Sizes, Versions]:
     """Choose what a network runs on, on a worker; return it and its library's version."""
     try:
-        setup = choose(files, threads=own_threads(), **wanted)
+        sizes = choose_sizes(files, wanted, threads=own_threads())
     except ModelError as error:
         raise ModelError(f"a worker says: {error.what}", error.where, error.do) from error
-    return setup, {setup.library: _version(setup.library)}
+    return sizes, {sizes.setup.library: _version(sizes.setup.library)}
 
 
 @contextmanager

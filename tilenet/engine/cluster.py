@@ -35,7 +35,7 @@ from tilenet.errors import (
     UsageError,
     convert_errors,
 )
-from tilenet.models.session import Setup
+from tilenet.models.sizes import Sizes, Wanted
 from tilenet.models.store import ModelFiles
 from tilenet.quiet import quiet_dask
 
@@ -88,7 +88,7 @@ class _Threads:
         del worker
         return ()
 
-    def choose(self, files: ModelFiles, wanted: dict[str, Any]) -> Setup:
+    def choose(self, files: ModelFiles, wanted: Wanted) -> Sizes:
         return choose_here(files, wanted)[0]
 
     def close(self) -> None:
@@ -252,11 +252,11 @@ class _Dask:
     def beside(self, worker: str) -> tuple[str, ...]:
         return self._beside.get(host_of(worker), ()) if worker and self.elsewhere else ()
 
-    def choose(self, files: ModelFiles, wanted: dict[str, Any]) -> Setup:
-        setup: Setup
-        setup, version = self.result(self.submit(choose_here, files, wanted))
+    def choose(self, files: ModelFiles, wanted: Wanted) -> Sizes:
+        sizes: Sizes
+        sizes, version = self.result(self.submit(choose_here, files, wanted))
         self.versions = versions_here() | version
-        return setup
+        return sizes
 
 
 def _is_settled(worker: Any) -> bool:

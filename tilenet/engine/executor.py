@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from tilenet.engine.admission import Versions
-from tilenet.models.session import Setup
+from tilenet.models.sizes import Sizes, Wanted
 from tilenet.models.store import ModelFiles
 
 __all__ = ["FEW_BLOCKS", "LOOK", "THREADS", "Executor", "WorkersDied", "next_done"]
@@ -83,7 +83,7 @@ class Executor(Protocol):
     def beside(self, worker: str) -> tuple[str, ...]:
         """Return the workers on the host of one, for networks or not; () if that is not known."""
 
-    def choose(self, files: ModelFiles, wanted: dict[str, Any]) -> Setup:
+    def choose(self, files: ModelFiles, wanted: Wanted) -> Sizes:
         """Let a worker choose what a network runs on."""
 
     @property

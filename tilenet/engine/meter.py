@@ -9,31 +9,18 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-__all__ = ["Meter", "Spans", "host_of", "peak_rss"]
+from tilenet.memory import peak_rss
+
+__all__ = ["Meter", "Spans", "host_of"]
 
 
 @lru_cache(maxsize=4096)
 def host_of(worker: str) -> str:
     """Return the host in a worker's address; "" for this process."""
     return "" if worker.startswith("inproc:") else urlsplit(worker).hostname or ""
-
-
-def peak_rss() -> int:
-    """Return the most memory this process has held, in bytes."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    import resource
-
-    # Elsewhere than on Linux: bytes on macOS, and never an inherited peak.
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def _process() -> str:

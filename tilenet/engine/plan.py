@@ -31,6 +31,7 @@ __all__ = [
     "format_of",
     "hash_of",
     "make_plan",
+    "smaller_tiles",
 ]
 
 SCHEMA = 1
@@ -44,7 +45,7 @@ _ENDINGS: dict[str, Format] = {
 }  # fmt: skip
 
 _LOCAL_TILE, _LOCAL_OVERLAP = 1024, 256
-_UNKNOWN_TILE = 512
+_UNKNOWN_TILE, _LEAST_TILE = 512, 256
 _BLOCK_CHUNKS, _MOST_ROWS = (4, 2), 6
 _REREAD = 0.15  # of a block's rows, that the one above has decoded too
 _MAX_BLOCK_SUMS_BYTES = 1 << 30
@@ -105,6 +106,24 @@ def choose_tile(files: ModelFiles, shape: NetworkShape, config: PredictConfig) -
         raise UsageError(f"overlap {overlap} is over 75 % of tile {tile}", "--overlap", "lower it")
     stride = max(divisor, (tile - overlap) // divisor * divisor)
     return TileChoice(tile, tile - stride, divisor, shape.fixed is not None)
+
+
+def smaller_tiles(choice: TileChoice, config: PredictConfig) -> tuple[int, ...]:
+    """Return the sides of tiles to fall back on where memory is short; none if one was asked for.
+
+    Parameters
+    ----------
+    choice : TileChoice
+        What is wanted.
+    config : PredictConfig
+        What was asked for.
+    """
+    if choice.fixed or config.tile is not None:
+        return ()
+    sides = (choice.tile * quarters // 4 for quarters in (3, 2, 1))
+    whole = (-(-side // choice.divisor) * choice.divisor for side in sides if side >= _LEAST_TILE)
+    overlap = config.overlap or 0
+    return tuple(side for side in whole if 4 * overlap <= 3 * side)
 
 
 def format_of(out: Path) -> Format | None:

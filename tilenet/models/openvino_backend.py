@@ -35,7 +35,7 @@ with without_module("openvino_telemetry"), without_module("openvino.tools.ovc"):
     from openvino.frontend import FrontEndManager
     from openvino.preprocess import PrePostProcessor
 
-__all__ = ["OpenVinoSession", "onnx_shape"]
+__all__ = ["OpenVinoSession", "onnx_shape", "streams_for"]
 
 _logger = logging.getLogger(__name__)
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -224,6 +224,11 @@ def _makers() -> tuple[object, ...]:
     return _COMPILED_AS, ov.__version__, *said, sorted(cpu_flags())
 
 
+def streams_for(threads: int, pixels: int) -> int:
+    """Return how many calls of so many pixels run at one time, if there are several."""
+    return min(_MOST_STREAMS, threads) if pixels <= _SMALL_TILE else 1
+
+
 class OpenVinoSession:
     """A network on the CPU through OpenVINO (see `tilenet.models.session.Session`).
 
@@ -310,8 +315,8 @@ class OpenVinoSession:
 
     def _requests(self, shape: tuple[int, int], calls: int) -> list[ov.InferRequest]:
         """Return requests for tiles of a shape, one more than run at a time."""
-        small = calls > 1 and self.batch_size * shape[0] * shape[1] <= _SMALL_TILE
-        streams = min(_MOST_STREAMS, self._setup.threads) if small else 1
+        pixels = self.batch_size * shape[0] * shape[1]
+        streams = streams_for(self._setup.threads, pixels) if calls > 1 else 1
         requests = self._compiled.get(shape, [])
         if len(requests) <= streams:
             compiled = self._compile(shape, streams)

@@ -36,6 +36,7 @@ __all__ = [
     "has_cuda",
     "network_shape",
     "open_session",
+    "usual_batch",
 ]
 
 Backend = Literal["torch", "openvino", "inductor"]
@@ -331,11 +332,14 @@ def choose(
         ("torch", "cpu"): "OpenVINO is not used here",
         ("inductor", "cpu"): "the network is compiled",
     }.get((chosen, chosen_device.partition(":")[0]), "a CUDA device is there")
-    if batch_size is None:
-        # On CPUs one tile at a time fills the cores; a GPU wants about 8 Mpx, in its two lanes.
-        per_call = (1 << 22) // max(1, tile_pixels)
-        batch_size = 1 if chosen_device == "cpu" else min(64, max(1, per_call))
+    batch_size = batch_size or usual_batch(chosen_device, tile_pixels)
     return Setup(chosen, chosen_device, chosen_precision, threads or cores(), batch_size, why)
+
+
+def usual_batch(device: str, tile_pixels: int) -> int:
+    """Return how many tiles of so many pixels go into a call where memory is no matter."""
+    # On CPUs one tile at a time fills the cores; a GPU wants about 8 Mpx, in its two lanes.
+    return 1 if device == "cpu" else min(64, max(1, (1 << 22) // max(1, tile_pixels)))
 
 
 def open_session(files: ModelFiles, setup: Setup, dtype: str) -> Session:

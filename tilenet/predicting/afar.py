@@ -62,8 +62,7 @@ def _predict_copied(
     clock, known, source = Clock(), place.known(), found[0]
     path = source.path.absolute()
     tracker.begin([path])
-    setup = None if known is None else known.setup
-    request = request_for(config, setup, scenes_of(found, config), cluster)
+    request = request_for(config, known, scenes_of(found, config), cluster)
     with telling_failure(tracker, path):
         plan = plan_of(Job(source.path, place.local), request)
         done = place.check(plan, overwrite=config.overwrite)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from tilenet.config import PredictConfig
 from tilenet.engine.admission import admitting, meeting_place
@@ -16,13 +15,14 @@ from tilenet.engine.cluster import open_executor
 from tilenet.engine.executor import Executor
 from tilenet.engine.launch import check_device, is_elsewhere, worker_count
 from tilenet.engine.meter import Meter
-from tilenet.engine.plan import Plan, choose_tile, format_of
+from tilenet.engine.plan import Plan, choose_tile, format_of, smaller_tiles
 from tilenet.engine.request import Job, Request, open_job, plan_for
 from tilenet.engine.skipping import finished_mask
 from tilenet.errors import UsageError, without_secrets
 from tilenet.events import Tracker
-from tilenet.models.session import Setup, choose, cores, network_shape
-from tilenet.models.store import find_model
+from tilenet.models.session import NetworkShape, cores, network_shape
+from tilenet.models.sizes import Wanted, choose_sizes
+from tilenet.models.store import ModelFiles, find_model
 from tilenet.results import Skipped
 from tilenet.sources import Input, RemoteName, grid_of
 from tilenet.strangers import exists, is_collection, is_pattern
@@ -59,40 +59,52 @@ class Clock:
 
 def request_for(
     config: PredictConfig,
-    known: Setup | None,
+    known: Plan | None,
     scenes: tuple[str, ...] = (),
     cluster: Executor | None = None,
 ) -> Request:
-    """Find the model and choose what it runs on; what is "auto" follows an unfinished run.
+    """Find the model, choose what it runs on and its sizes; "auto" follows an unfinished run.
 
     Workers on other machines choose, not this one.
     """
     files = find_model(config.model, config.model_config_file, config.card_overrides())
     shape = network_shape(files)
-    tile = choose_tile(files, shape, config).tile
+    tiles, config = _tiles(files, shape, config, known)
     workers = worker_count(config.scheduler)
     check_device(config.scheduler, config.device)
-    auto = (config.device, config.backend, config.precision)
-    device, backend, precision = auto
+    asked = {"device": config.device, "backend": config.backend, "precision": config.precision}
     if known is not None:
-        resumed = (known.device, known.backend, known.precision)
-        device, backend, precision = (
-            old if new == "auto" else new for new, old in zip(auto, resumed, strict=True)
-        )
-    wanted: dict[str, Any] = {
-        "device": device, "backend": backend, "precision": precision,
-        "batch_size": config.batch_size, "tile_pixels": tile * tile,
-    }  # fmt: skip
+        asked = {k: getattr(known.setup, k) if v == "auto" else v for k, v in asked.items()}
+    wanted = Wanted(tiles, **asked, batch_size=config.batch_size)
     if cluster is not None:
-        setup = cluster.choose(files, wanted)
+        sizes = cluster.choose(files, wanted)
     else:
-        setup = choose(files, **wanted, threads=max(1, cores() // workers))
+        sizes = choose_sizes(files, wanted, max(1, cores() // workers))
+    if sizes.tile != tiles[0]:
+        _logger.warning("tile %d, not %d: %s", sizes.tile, tiles[0], sizes.why)
+        config = config.model_copy(update={"tile": sizes.tile})
+    setup = sizes.setup
     _logger.info(
         "model %s on %s, %s %s: %s",
         files.card.name, setup.device, setup.backend, setup.precision, setup.why,
     )  # fmt: skip
     like = None if config.like is None else grid_of(config.like)
     return Request(config, files, shape, setup, like, scenes)
+
+
+def _tiles(
+    files: ModelFiles, shape: NetworkShape, config: PredictConfig, known: Plan | None
+) -> tuple[tuple[int, ...], PredictConfig]:
+    """Return the tiles to choose from, and options that lead to the first of them.
+
+    An unfinished run has chosen; its tile may be one that memory made smaller.
+    """
+    choice = choose_tile(files, shape, config)
+    if config.tile is None and known is not None and known.model.sha256 == files.sha256:
+        tile = known.lattice.rows.tile
+        same = tile == choice.tile
+        return (tile,), config if same else config.model_copy(update={"tile": tile})
+    return (choice.tile, *smaller_tiles(choice, config)), config
 
 
 def makes_one(paths: Sequence[Path | RemoteName], config: PredictConfig) -> bool:
