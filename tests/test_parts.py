@@ -28,9 +28,9 @@ from tilenet.config import PredictConfig
 from tilenet.engine import large as engine_large
 from tilenet.engine import runfolder
 from tilenet.engine.journal import KILLS, NEIGHBOUR, Journal, decode
+from tilenet.engine.lost import lose_block
 from tilenet.engine.plan import Plan
 from tilenet.engine.runfolder import LOCK, PLAN, locked, part_locked, run_folder, set_up_alone
-from tilenet.engine.task import lose_block
 from tilenet.errors import OutputError, UsageError
 from tilenet.lattice import Lattice
 from tilenet.part import Part

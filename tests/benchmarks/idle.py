@@ -10,6 +10,7 @@ from tilenet.engine import spill
 from tilenet.engine.journal import BlockRecord
 from tilenet.engine.meter import Spans
 from tilenet.engine.plan import Plan
+from tilenet.engine.runfolder import STRIPS
 from tilenet.lattice import Lattice
 
 
@@ -21,7 +22,7 @@ def _lattice(file: str, run: str) -> Lattice:
 
 def forward_task(file: str, run: str, blocks: task.Blocks) -> tuple[task.Blocks, Spans]:
     """Stand in for a forward: the files of an empty half and of empty strips."""
-    lattice, strips = _lattice(file, run), Path(file).parent / task.STRIPS
+    lattice, strips = _lattice(file, run), Path(file).parent / STRIPS
     for block in blocks:
         for name in spill.needed_by(lattice, block):
             spill.SpillWriter(strips / name).close({})
@@ -30,7 +31,7 @@ def forward_task(file: str, run: str, blocks: task.Blocks) -> tuple[task.Blocks,
 
 def join_task(file: str, run: str, blocks: task.Blocks) -> tuple[list[BlockRecord], Spans]:
     """Stand in for a join: reads what the forwards wrote."""
-    lattice, strips = _lattice(file, run), Path(file).parent / task.STRIPS
+    lattice, strips = _lattice(file, run), Path(file).parent / STRIPS
     for block in blocks:
         for giver in (block, *lattice.givers(block)):
             found = spill.SpillReader(strips / spill.name_for(lattice, giver, block))

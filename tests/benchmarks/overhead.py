@@ -33,7 +33,8 @@ from tilenet.engine.journal import BlockRecord, Journal
 from tilenet.engine.meter import Spans
 from tilenet.engine.plan import Plan
 from tilenet.engine.request import Job, Request, open_job, plan_for
-from tilenet.engine.task import STRIPS, Blocks
+from tilenet.engine.runfolder import STRIPS
+from tilenet.engine.task import Blocks
 from tilenet.geometry import Window
 from tilenet.models.session import choose, network_shape, open_session
 from tilenet.models.store import find_model

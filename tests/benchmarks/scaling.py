@@ -201,8 +201,7 @@ def drive(folder: Path, address: str, block: int, count: int) -> dict[str, float
     from tilenet.engine.journal import Journal
     from tilenet.engine.request import Job, Request, open_job, plan_for
     from tilenet.engine.run import run_blocks
-    from tilenet.engine.runfolder import PLAN
-    from tilenet.engine.task import STRIPS
+    from tilenet.engine.runfolder import PLAN, STRIPS
     from tilenet.models.session import choose, network_shape
     from tilenet.models.store import find_model
 

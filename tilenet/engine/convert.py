@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tilenet.engine.decided import files_of, write_block
 from tilenet.engine.document import probabilities_of
 from tilenet.engine.inspection import Inspection, inspect, kept_documents, read_pixels
 from tilenet.engine.journal import BlockRecord
 from tilenet.engine.output import check_free, export, publish, upper_levels
 from tilenet.engine.plan import block_levels, check_png, format_of, hash_of
 from tilenet.engine.recipe import lattice_of
-from tilenet.engine.runfolder import scratch
-from tilenet.engine.task import STORE, files_of, write_block
+from tilenet.engine.runfolder import STORE, scratch
 from tilenet.errors import UsageError, VerifyError
 from tilenet.geometry import Window
 from tilenet.sinks import MaskStore, check_slides, open_store

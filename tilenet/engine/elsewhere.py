@@ -30,8 +30,15 @@ from tilenet.engine.objects import Objects
 from tilenet.engine.output import check_output, differing, plan_in_progress
 from tilenet.engine.plan import Plan
 from tilenet.engine.recipe import lattice_of
-from tilenet.engine.runfolder import LOCK, PLAN, locked, remove_run_folder, run_folder
-from tilenet.engine.task import STORE, STRIPS
+from tilenet.engine.runfolder import (
+    LOCK,
+    PLAN,
+    STORE,
+    STRIPS,
+    locked,
+    remove_run_folder,
+    run_folder,
+)
 from tilenet.errors import InputError, OutputError, TilenetError, UsageError, VerifyError
 from tilenet.models.store import cache_folder
 from tilenet.sinks import MaskStore, Seal, documents, seal_path

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from tilenet import durable
 from tilenet.engine.admission import revoke
+from tilenet.engine.decided import files_of
 from tilenet.engine.document import Finished, encode_document, plan_document
 from tilenet.engine.executor import Executor
 from tilenet.engine.journal import BlockRecord, Journal, decode, records_of
+from tilenet.engine.lost import mark_lost
 from tilenet.engine.meter import Meter
 from tilenet.engine.output import (
     check_in_progress,
@@ -31,8 +33,16 @@ from tilenet.engine.output import (
 from tilenet.engine.plan import Plan
 from tilenet.engine.room import check_room, with_room
 from tilenet.engine.run import Progress, run_blocks
-from tilenet.engine.runfolder import PLAN, Owner, locked, remove_run_folder, run_folder
-from tilenet.engine.task import STORE, STRIPS, files_of, forget_run, mark_lost
+from tilenet.engine.runfolder import (
+    PLAN,
+    STORE,
+    STRIPS,
+    Owner,
+    locked,
+    remove_run_folder,
+    run_folder,
+)
+from tilenet.engine.task import forget_run
 from tilenet.errors import OutputError, ResourceError, convert_errors
 from tilenet.geometry import Window
 from tilenet.sinks import MaskStore

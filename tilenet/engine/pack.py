@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tilenet.config import PredictConfig
 from tilenet.engine.admission import Admission
 from tilenet.engine.block import BlockJob, Forwarded, drive
+from tilenet.engine.decided import files_of, record_of, unreadable
 from tilenet.engine.document import Finished, encode_document, plan_document
 from tilenet.engine.group import FileGroup
 from tilenet.engine.journal import BlockRecord, encode
@@ -31,8 +32,8 @@ from tilenet.engine.output import (
 from tilenet.engine.plan import Plan
 from tilenet.engine.reading import read_window
 from tilenet.engine.request import Job, Request, open_job, plan_for
-from tilenet.engine.runfolder import locked, remove_run_folder, run_folder
-from tilenet.engine.task import STORE, files_of, record_of, session_for, unreadable
+from tilenet.engine.runfolder import STORE, locked, remove_run_folder, run_folder
+from tilenet.engine.task import session_for
 from tilenet.errors import (
     InputError,
     OutputError,

@@ -17,6 +17,7 @@ from tilenet.engine.document import Finished
 from tilenet.engine.executor import Executor
 from tilenet.engine.journal import Journal, Tally, records_of
 from tilenet.engine.large import LargeResult, check_unchanged, complete, journals, set_up
+from tilenet.engine.lost import mark_lost
 from tilenet.engine.meter import Meter
 from tilenet.engine.output import check_output, sweep
 from tilenet.engine.plan import Plan
@@ -24,7 +25,7 @@ from tilenet.engine.room import check_room, with_room
 from tilenet.engine.run import Progress, run_blocks
 from tilenet.engine.runfolder import part_locked, run_folder, set_up_alone
 from tilenet.engine.state import Share
-from tilenet.engine.task import forget_run, mark_lost
+from tilenet.engine.task import forget_run
 from tilenet.errors import OutputError, ResourceError, convert_errors
 from tilenet.part import Part
 

@@ -18,24 +18,18 @@ from numpy.typing import NDArray
 
 from tilenet import durable
 from tilenet.engine.cluster import open_executor
+from tilenet.engine.decided import files_of, write_block
 from tilenet.engine.document import encode_sidecar, probabilities_of, sidecar
 from tilenet.engine.inspection import Bad, Inspection, damaged_blocks, read_pixels
 from tilenet.engine.journal import Journal
 from tilenet.engine.large import JOURNAL, run_large
+from tilenet.engine.lost import mark_lost
 from tilenet.engine.meter import Spans
 from tilenet.engine.output import plan_in_progress
 from tilenet.engine.plan import Plan
 from tilenet.engine.recipe import plan_from
-from tilenet.engine.runfolder import PLAN, locked, outside, run_folder, scratch
-from tilenet.engine.task import (
-    STORE,
-    STRIPS,
-    Worker,
-    files_of,
-    finish_block,
-    mark_lost,
-    write_block,
-)
+from tilenet.engine.runfolder import PLAN, STORE, STRIPS, locked, outside, run_folder, scratch
+from tilenet.engine.task import Worker, finish_block
 from tilenet.errors import OutputError, VerifyError
 from tilenet.geometry import Window
 from tilenet.pyramid import halve

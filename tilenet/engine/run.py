@@ -15,16 +15,12 @@ from tilenet.engine.admission import admitting
 from tilenet.engine.columns import Columns
 from tilenet.engine.executor import FEW_BLOCKS, Executor, WorkersDied, next_done
 from tilenet.engine.journal import BlockRecord, Journal
+from tilenet.engine.lost import lose_block
 from tilenet.engine.meter import Meter
 from tilenet.engine.plan import Plan
+from tilenet.engine.runfolder import STRIPS
 from tilenet.engine.state import Share, State
-from tilenet.engine.task import (
-    STRIPS,
-    forward_task,
-    join_task,
-    lose_block,
-    mend_task,
-)
+from tilenet.engine.task import forward_task, join_task, mend_task
 from tilenet.engine.tasks import FORWARDS_PER_WORKER, Hosts, Tasks
 
 __all__ = ["run_blocks", "run_many"]

@@ -17,6 +17,8 @@ from tilenet.part import Part
 __all__ = [
     "LOCK",
     "PLAN",
+    "STORE",
+    "STRIPS",
     "Owner",
     "locked",
     "outside",
@@ -27,7 +29,7 @@ __all__ = [
     "set_up_alone",
 ]
 
-PLAN, LOCK = "plan.json", "lock"
+PLAN, LOCK, STORE, STRIPS = "plan.json", "lock", "store", "strips"
 """Names in a run folder."""
 
 _SETUP = "setup.lock"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from tilenet.engine import spill
 from tilenet.engine.journal import Journal
+from tilenet.engine.lost import is_lost
 from tilenet.engine.plan import Plan
-from tilenet.engine.runfolder import PLAN
-from tilenet.engine.task import STRIPS, is_lost
+from tilenet.engine.runfolder import PLAN, STRIPS
 
 __all__ = ["Share", "State"]
 

@@ -6,9 +6,7 @@ and only small reports travel. Doing a task twice, or in two places at once, giv
 
 from __future__ import annotations
 
-import hashlib
 import threading
-from collections.abc import Iterable
 from contextlib import ExitStack, closing, suppress
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
@@ -21,44 +19,32 @@ from tilenet.classes import NODATA
 from tilenet.engine import spill
 from tilenet.engine.admission import Admission
 from tilenet.engine.block import BlockJob, Forwarded, drive, join
-from tilenet.engine.journal import KILLS, NEIGHBOUR, UNREADABLE, BlockRecord, Invalid
+from tilenet.engine.decided import record_of, unreadable, write_block
+from tilenet.engine.journal import NEIGHBOUR, BlockRecord
+from tilenet.engine.lost import is_lost
 from tilenet.engine.meter import Spans
-from tilenet.engine.plan import Plan, block_levels
+from tilenet.engine.plan import Plan
 from tilenet.engine.reading import read_window
+from tilenet.engine.runfolder import STORE, STRIPS
 from tilenet.errors import UnfitError
 from tilenet.geometry import Window
-from tilenet.lattice import Lattice
 from tilenet.memory import return_freed
 from tilenet.models.session import Session, Setup, open_session
 from tilenet.models.store import ModelFiles
-from tilenet.pyramid import halve
 from tilenet.sinks import MaskStore, StoredChunk
 from tilenet.sources import Raster, open_handle
 from tilenet.watchdog import watched
 
 __all__ = [
-    "STORE",
-    "STRIPS",
     "Blocks",
     "Worker",
-    "class_pixels",
-    "files_of",
     "finish_block",
     "forget_run",
     "forward_task",
-    "is_lost",
     "join_task",
-    "lose_block",
-    "mark_lost",
     "mend_task",
-    "record_of",
     "session_for",
-    "unreadable",
-    "write_block",
 ]
-
-STORE, STRIPS = "store", "strips"
-"""Names in the run folder."""
 
 Blocks = tuple[int, ...]
 """The blocks of one task: one, or several small ones."""
@@ -68,7 +54,6 @@ _sessions_lock = threading.Lock()
 _workers: dict[tuple[str, str], Worker] = {}
 _workers_lock = threading.Lock()
 _MOST_WORKERS = 8
-_COUNTED = 1 << 16  # pixels at a time
 
 
 def session_for(
@@ -100,113 +85,6 @@ def session_for(
             here, own = (files, setup) if admission is None else admission.network(files, setup)
             _sessions[key] = open_session(here, own, dtype)
         return _sessions[key]
-
-
-def class_pixels(mask: NDArray[np.uint8], classes: int) -> dict[int, int]:
-    """Return how many pixels each class has, and how many have no answer (255)."""
-    total = np.zeros(256, np.int64)
-    values = (*range(classes), NODATA) if classes <= 8 else ()
-    step = max(64, _COUNTED // mask.shape[1])
-    for start in range(0, mask.shape[0], step):  # what rows make stays in the cache
-        rows = mask[start : start + step]
-        for value in values:
-            total[value] += np.count_nonzero(rows == value)
-        if not values:
-            total += np.bincount(rows.ravel(), minlength=256)
-    return {value: int(total[value]) for value in (*range(classes), NODATA)}
-
-
-def unreadable(windows: Iterable[Window], core: Window) -> tuple[tuple[Window, str], ...]:
-    """Return what of a core lies in windows that cannot be read, as `Forwarded.failed`."""
-    parts = (window.intersection(core) for window in windows)
-    return tuple((part, UNREADABLE) for part in parts if part.pixels)
-
-
-def files_of(stored: Iterable[StoredChunk]) -> tuple[tuple[str, str | None, int], ...]:
-    """Return stored chunks as a journal keeps them."""
-    return tuple((chunk.path, chunk.sha256, chunk.size) for chunk in stored)
-
-
-def write_block(
-    store: MaskStore,
-    lattice: Lattice,
-    block: int,
-    mask: NDArray[np.uint8],
-    probabilities: NDArray[np.uint8] | None,
-) -> list[StoredChunk]:
-    """Store a decided block: chunks, probabilities, and the pyramid levels it makes alone."""
-    core = lattice.core(block)
-    stored = store.write("mask", mask, core.row, core.col)
-    if probabilities is not None:
-        stored += store.write("prob", probabilities, core.row, core.col)
-    level = mask
-    for path, factor, *_ in store.spec.levels[1 : block_levels(lattice, store.spec) + 1]:
-        level = halve(level)
-        stored += store.write(path, level, core.row // factor, core.col // factor)
-    return stored
-
-
-def mark_lost(folder: Path, invalid: Iterable[Invalid]) -> None:
-    """Note in a run folder the blocks that can never be forwarded, so that nobody waits for them.
-
-    Their own pixels have no answer, nor have those of their neighbours that their tiles reach.
-    """
-    for one in invalid:
-        if one.why == KILLS:
-            (folder / STRIPS / f"{one.block}.lost").touch()
-
-
-def is_lost(folder: Path, block: int) -> bool:
-    """Return whether a block can never be forwarded."""
-    return (folder / STRIPS / f"{block}.lost").exists()
-
-
-def lose_block(folder: Path, plan: Plan, block: int) -> BlockRecord:
-    """Store a block that nobody can make as pixels without an answer; return its record."""
-    core, spec = plan.lattice.core(block), plan.spec
-    mask = np.full((core.height, core.width), NODATA, np.uint8)
-    shape = (len(spec.channels), core.height, core.width)
-    probabilities = np.zeros(shape, np.uint8) if spec.channels else None
-    store = MaskStore(folder / STORE, spec)
-    stored = write_block(store, plan.lattice, block, mask, probabilities)
-    rows, cols = plan.lattice.own_tiles(block)
-    nothing = np.zeros((0, 0, 0), np.int32)
-    done = Forwarded(
-        mask, probabilities, nothing, nothing, {}, 0, len(rows) * len(cols), 0, ((core, KILLS),)
-    )
-    record = record_of(block, done, stored, len(spec.classes))
-    mark_lost(folder, record.invalid)
-    return record
-
-
-def record_of(
-    block: int, done: Forwarded, stored: Iterable[StoredChunk], classes: int
-) -> BlockRecord:
-    """Return the record of a block that is decided and stored.
-
-    Parameters
-    ----------
-    block : int
-        Its number.
-    done : Forwarded
-        Its pixels.
-    stored : iterable of StoredChunk
-        Its chunks; none for a mask in one file.
-    classes : int
-        How many classes there are.
-    """
-    digest = hashlib.sha256(np.ascontiguousarray(done.mask))
-    if done.probabilities is not None:
-        digest.update(np.ascontiguousarray(done.probabilities))
-    return BlockRecord(
-        block,
-        files_of(stored),
-        class_pixels(done.mask, classes),
-        done.tiles_forwarded + done.tiles_skipped,
-        done.tiles_skipped,
-        digest.hexdigest(),
-        tuple(Invalid(block, w.row, w.col, w.height, w.width, why) for w, why in done.failed),
-    )
 
 
 def _decided(done: Forwarded) -> dict[str, NDArray[Any]]:

@@ -11,13 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tilenet.engine.executor import Executor, WorkersDied, next_done
+from tilenet.engine.lost import lose_block
 from tilenet.engine.meter import Spans, host_of
-from tilenet.engine.task import (
-    Blocks,
-    forward_task,
-    join_task,
-    lose_block,
-)
+from tilenet.engine.task import Blocks, forward_task, join_task
 
 __all__ = ["FORWARDS_PER_WORKER", "Hosts", "Tasks"]
 
