@@ -175,6 +175,26 @@ def _unet(classes, bands, seed, depth):
     return network.eval()
 
 
+def classic(folder, classes=3, seed=7, **keys):
+    """Save a random classic U-Net of a few layers; returns its folder."""
+    import safetensors.torch
+    import torch
+
+    from tilenet.models.classic import ClassicUNet
+
+    folder, options = Path(folder), {"in_channels": 3, "classes": classes, "widths": [4, 8]}
+    torch.manual_seed(seed)
+    folder.mkdir(parents=True)
+    safetensors.torch.save_file(
+        ClassicUNet(3, classes, widths=(4, 8)).state_dict(), folder / "model.safetensors"
+    )
+    config = {"_model_class": "ClassicUNet", **options}
+    (folder / "config.json").write_text(json.dumps(config))
+    document = card(classes, mean=[0.4], std=[0.25], divisor=2)
+    (folder / "tilenet.json").write_text(json.dumps(document | keys))
+    return folder
+
+
 def unet(folder, classes=3, bands=3, seed=4, depth=5, encoder_weights=None, with_card=True, **keys):
     """Save a random ResNet-18 U-Net whose scores vary; returns its folder."""
     folder = Path(folder)

@@ -58,6 +58,7 @@ def test_a_fault_has_a_test_and_a_code(fault, cases):
     assert set(fault["exit"]) <= CODES
 
 
+@pytest.mark.alone
 def test_the_cases_of_the_table(environment):
     named = [
         t for fault in FAULTS for t in fault.get("tests", ()) if t.startswith("fault_inputs: ")

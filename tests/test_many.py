@@ -423,6 +423,7 @@ def test_what_kills_its_workers_costs_its_own_mask_only(
 
 
 class TestFolderLock:
+    @pytest.mark.alone
     def test_a_second_run_is_refused_at_once(self, cli, scenes, model, tmp_path):
         with folder_locked(tmp_path / "m"):
             start = time.monotonic()
@@ -495,6 +496,7 @@ class TestFolderLock:
         assert not errors
         assert len(entered) > 40
 
+    @pytest.mark.alone
     def test_a_part_does_not_wait_for_long(self, tmp_path):
         with folder_locked(tmp_path):
             start = time.monotonic()

@@ -173,10 +173,16 @@ def test_inductor_gives_what_torch_gives(small_unet, pixels, caplog):
     assert len(caplog.records) == 1  # compiled once
 
 
+@pytest.fixture(scope="module")
+def few_layers(tmp_path_factory):
+    """Return a folder with a network that compiles in seconds."""
+    return networks.classic(tmp_path_factory.mktemp("inductor") / "classic")
+
+
 @needs_compiler
-def test_a_mask_of_compiled_tiles_is_no_other_backends(small_unet, tmp_path, cli):
+def test_a_mask_of_compiled_tiles_is_no_other_backends(few_layers, tmp_path, cli):
     source = write_tif(tmp_path / "a.tif", picture(160, 130))
-    line = ["predict", source, "--model", small_unet, "--tile", 96, "--batch-size", 2]
+    line = ["predict", source, "--model", few_layers, "--tile", 96, "--batch-size", 2]
     line += ["--device", "cpu", "--precision", "fp32", "--out"]
     done = cli(*line, tmp_path / "a.zarr", "--backend", "inductor", "--json")
     assert done.code == 0, done.err
@@ -197,7 +203,7 @@ def test_a_mask_of_compiled_tiles_is_no_other_backends(small_unet, tmp_path, cli
 
 @needs_compiler
 @pytest.mark.parametrize("fails", ["there is none", "at its work"])
-def test_without_a_working_compiler(small_unet, tmp_path, environment, fails):
+def test_without_a_working_compiler(few_layers, tmp_path, environment, fails):
     compiler = tmp_path / "c++"
     if fails == "at its work":  # it says what it is, and no more
         compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && exec g++ "$@"\nexit 1\n')
@@ -205,7 +211,7 @@ def test_without_a_working_compiler(small_unet, tmp_path, environment, fails):
     own = {**environment, "CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     source = write_tif(tmp_path / "a.tif", picture(60, 70))
     line = [sys.executable, "-m", "tilenet", "predict", source, "--out", tmp_path / "x.zarr",
-            "--model", small_unet, "--device", "cpu", "--backend", "inductor"]  # fmt: skip
+            "--model", few_layers, "--device", "cpu", "--backend", "inductor"]  # fmt: skip
     done = subprocess.run(
         list(map(str, line)), capture_output=True, text=True, env=own, timeout=120, check=False
     )

@@ -501,6 +501,7 @@ BlockJob.add = slowly
 """
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("blocks", [9, 289])  # on threads, and on a cluster within the process
 def test_a_stop_does_not_wait_for_whole_blocks(model, tmp_path, environment, blocks):
     side = {9: 1500, 289: 1088}[blocks]

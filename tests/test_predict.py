@@ -88,7 +88,7 @@ def test_identity(scene, models, tmp_path, blend, overlap):
 
 
 @pytest.mark.parametrize(
-    "size", [(1, 1), (63, 63), (64, 64), (65, 65), (101, 67), (1, 20_000), (20_000, 1)]
+    "size", [(1, 1), (63, 63), (64, 64), (65, 65), (101, 67), (1, 5_000), (5_000, 1)]
 )
 def test_identity_of_odd_sizes(models, tmp_path, size):
     source = write_tif(tmp_path / "a.tif", picture(*size))

@@ -363,6 +363,7 @@ REFUSED = {
 }  # fmt: skip
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_refused_is_refused_at_once(tmp_path, name):
     make, why = REFUSED[name]

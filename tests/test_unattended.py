@@ -86,6 +86,7 @@ Raster._read = lambda *_, **__: time.sleep(60)
 """
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("size", [60, 500])
 @pytest.mark.parametrize("where", ["open", "read"])
 def test_a_read_that_does_not_end(models, environment, tmp_path, size, where):
