@@ -10,7 +10,6 @@ import pytest
 SUITE = Path(__file__).parent / "hosts"
 
 
-@pytest.mark.alone
 def test_a_host_is_cut_off_and_a_worker_dies(environment):
     """The short form of `make cluster`: a silent cut of six seconds, a kill in between."""
     line = [sys.executable, str(SUITE)]

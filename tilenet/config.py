@@ -86,11 +86,13 @@ class PredictConfig(BaseModel):
     model_config_file : Path or None
         A `tilenet.json` that beats the model's own.
     tile, overlap : int or None
-        Pixels; None or "auto": the card's, larger if the network has no global context.
+        Pixels; None or "auto": the card's, larger if the network has no global context, smaller
+        where memory is short.
     blend : Blend
         Window.
     batch_size : int or None
-        Tiles per forward call; None or "auto" follows the tile. Never changes the result.
+        Tiles per forward call; None or "auto" follows the tile and a device's memory. Never changes
+        the result.
     device, backend, precision : str
         "auto" chooses the fastest.
     level : int or None

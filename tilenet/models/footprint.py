@@ -8,7 +8,7 @@ import pickle
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -62,8 +62,11 @@ def footprint(files: ModelFiles, setup: Setup) -> Footprint | None:
     setup : Setup
         Backend, device and precision; its batch size is not looked at.
     """
-    made_by = (setup.library, version(setup.library), setup.device_class, setup.precision)
-    own = (files.sha256, files.card.margin, _backend(setup), *made_by)
+    # Compiling for a trial would take minutes; what is compiled takes less than what is not.
+    backend = "torch" if setup.backend == "inductor" else setup.backend
+    setup = replace(setup, backend=backend, batch_size=1)
+    made_by = (backend, version(setup.library), setup.device_class, setup.precision)
+    own = (files.sha256, files.card.margin, *made_by)
     digest = hashlib.sha256("\0".join(map(repr, own)).encode()).hexdigest()
     path = cache_folder() / "footprints" / f"{digest}.json"
     with suppress(OSError, ValueError, TypeError):
@@ -74,11 +77,6 @@ def footprint(files: ModelFiles, setup: Setup) -> Footprint | None:
     if found is not None:
         _keep(path, found)
     return found
-
-
-def _backend(setup: Setup) -> str:
-    # Compiling for a trial would take minutes; what is compiled takes less than what is not.
-    return "torch" if setup.backend == "inductor" else setup.backend
 
 
 def _keep(path: Path, found: Footprint) -> None:
@@ -93,18 +91,16 @@ def _keep(path: Path, found: Footprint) -> None:
 
 
 def _tried(files: ModelFiles, setup: Setup) -> Footprint | None:
-    setup = Setup(_backend(setup), setup.device, setup.precision, setup.threads, 1, setup.why)  # type: ignore[arg-type]
-    sides = _sides(files)
+    small, large = (-(-side // files.divisor) * files.divisor for side in _SIDES)
     # What a process has given back to its allocator would hide what comes next: each side has a
     # process. The first one counts for nothing: it may convert the network.
-    peaks = [_peak(files, setup, side) for side in (sides[0], *sides)]
-    small, large = peaks[1:]
-    return None if small is None or large is None else Footprint.through(sides, (small, large))
-
-
-def _sides(files: ModelFiles) -> tuple[int, int]:
-    small, large = (-(-side // files.divisor) * files.divisor for side in _SIDES)
-    return small, large
+    peaks = list[int]()
+    for side in (small, small, large):
+        peak = _peak(files, setup, side)
+        if peak is None:
+            return None
+        peaks.append(peak)
+    return Footprint.through((small, large), (peaks[1], peaks[2]))
 
 
 def _peak(files: ModelFiles, setup: Setup, side: int) -> int | None:
@@ -118,8 +114,9 @@ def _peak(files: ModelFiles, setup: Setup, side: int) -> int | None:
             check=False,
             timeout=_PATIENCE,
         )
-        return None if done.returncode else int(done.stdout)
-    except (OSError, ValueError, subprocess.TimeoutExpired):
+        # The last word: libraries may have said something before.
+        return None if done.returncode else int(done.stdout.split()[-1])
+    except (OSError, ValueError, IndexError, subprocess.TimeoutExpired):
         return None
 
 

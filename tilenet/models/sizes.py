@@ -14,11 +14,11 @@ __all__ = ["Sizes", "Wanted", "choose_sizes"]
 
 _SHARE = 0.85  # of memory; the system's own pages have the rest
 _ENGINE = 200 << 20  # bytes beside the network: libraries, blocks, sums, masks
-_PLENTY = 1 << 12
+_PLENTY = 1 << 11
 """Bytes per pixel that no network is known to need.
 
-A few hundred are usual, U-Net++ on a ResNet-152 takes 1,900. Where there are as many, nothing is
-tried.
+A few hundred are usual, U-Net++ on a ResNet-152 takes 1,900 on torch. Where there are as many,
+nothing is tried.
 """
 
 
