@@ -20,9 +20,10 @@ __all__ = [
     "return_large_arrays",
 ]
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
+# glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
 _LARGE = 4 << 20
-_LARGEST, _KEPT = 32 << 20, 1 << 30  # glibc takes no higher threshold; memory kept at the most
+_KEPT = 1 << 30  # free bytes at the heap's end, at the most
 
 
 def peak_rss() -> int:
@@ -86,9 +87,10 @@ def keep_large_arrays() -> None:
     """Make glibc keep freed arrays for the next ones; elsewhere do nothing.
 
     For networks on torch's CPU backend, which allocates every layer's answer anew: a third of their
-    time would go into getting pages from the system and giving them back. Process-wide.
+    time would go into getting pages from the system and giving them back. No array has pages of its
+    own then, however large: the threshold for that goes up to 32 MiB only. Process-wide.
     """
-    _set({_M_MMAP_THRESHOLD: _LARGEST, _M_TRIM_THRESHOLD: _KEPT})
+    _set({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: _KEPT})
 
 
 def return_freed() -> None:
