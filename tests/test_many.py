@@ -321,6 +321,7 @@ task.Worker.forward = slowly
 """
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_both(scenes, model, alone, environment, tmp_path, number, cli):
     """While one is exported and the other is forwarded."""
@@ -356,6 +357,7 @@ def test_a_signal_ends_both(scenes, model, alone, environment, tmp_path, number,
     assert hidden(out) == []
 
 
+@pytest.mark.alone
 def test_a_signal_ends_a_pack(model, environment, tmp_path):
     """Hundreds of small rasters in one task: it ends at the next one."""
     (tmp_path / "sitecustomize.py").write_text(
@@ -476,6 +478,7 @@ class TestFolderLock:
         assert len(entered) + len(refused) == 400
         assert hidden(tmp_path) == []
 
+    @pytest.mark.alone
     def test_parts_that_come_while_others_leave(self, tmp_path):
         """None is refused, though the file and its folder come and go."""
         errors, entered, end = [], [], time.monotonic() + 2

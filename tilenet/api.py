@@ -11,7 +11,7 @@ from typing import Any
 
 from tilenet.config import PredictConfig
 from tilenet.engine.item import has_item, write_item
-from tilenet.engine.output import check_output, plan_in_progress
+from tilenet.engine.output import check_output
 from tilenet.engine.plan import Plan
 from tilenet.engine.request import Job, open_job, plan_for
 from tilenet.engine.room import needed_bytes
@@ -27,7 +27,7 @@ from tilenet.errors import (
 from tilenet.events import Listener, Tracker
 from tilenet.models.store import ModelFiles, find_model
 from tilenet.part import Part
-from tilenet.predicting.afar import predict_remote, remote_output
+from tilenet.predicting.afar import predict_remote, remote_output, with_tile_there
 from tilenet.predicting.asking import makes_one, named_output, plan_of, request_for, scenes_of
 from tilenet.predicting.several import own_share, predict_many
 from tilenet.predicting.single import predict_one
@@ -230,7 +230,8 @@ def estimate(
         if isinstance(out, RemoteName):
             place = remote_output(names, out, config)
             found = _find(names, place.local, config)
-            request = request_for(config, place.known(), scenes_of(found, config))
+            request = request_for(config, None, scenes_of(found, config))
+            request = with_tile_there(request, place)
             plan = plan_of(Job(found[0].path, place.local), request)
             finished = place.look(plan, overwrite=config.overwrite) is not None
             yield _estimate(plan, request.files) | {"output": str(out), "finished": finished}
@@ -239,8 +240,7 @@ def estimate(
         single = makes_one(names, config)
         if single:
             out = named_output(out, config)
-        known = plan_in_progress(out) if single else None
-        request = request_for(config, known, scenes_of(found, config))
+        request = request_for(config, None, scenes_of(found, config))
         for source in found[:1] if single else own_share(found, config):
             job = Job(source.path, out if single else out / source.stem)
             try:

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import os
 import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,8 +33,8 @@ def peak_rss() -> int:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    # Elsewhere than on Linux: bytes on macOS, and never an inherited peak.
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    most = int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def forget_peak() -> None:
@@ -51,11 +52,10 @@ def memory_limit(root: Path = Path("/")) -> int:
         Where ``proc`` and ``sys`` are.
     """
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
-        soft, _ = resource.getrlimit(kind)
-        limits += [soft] if soft != resource.RLIM_INFINITY else []
+    soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    limits += [soft] if soft != resource.RLIM_INFINITY else []
     for folder in _control_groups(root):
-        for name in ("memory.max", "memory.limit_in_bytes"):  # of version 2, of version 1
+        for name in ("memory.max", "memory.high", "memory.limit_in_bytes"):  # the last: version 1
             with suppress(OSError, ValueError):  # "max": there is none
                 limits.append(int((folder / name).read_text()))
     return min(limits)
@@ -63,8 +63,8 @@ def memory_limit(root: Path = Path("/")) -> int:
 
 def _control_groups(root: Path) -> Iterator[Path]:
     """Yield the folders of this process' control groups and of those around them (cgroups(7))."""
-    with suppress(OSError):
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
+    with suppress(OSError, ValueError):
+        for line in (root / "proc/self/cgroup").read_text(errors="replace").split("\n"):
             _, kinds, path = line.split(":", 2)
             if not kinds or "memory" in kinds.split(","):
                 all_groups = root / "sys/fs/cgroup" / ("memory" if kinds else "")

@@ -30,6 +30,7 @@ from tilenet.engine.scheduler import parse_scheduler
 from tilenet.engine.worker import settle
 from tilenet.errors import (
     ClusterError,
+    ResourceError,
     TilenetError,
     UnfitError,
     UsageError,
@@ -254,7 +255,13 @@ class _Dask:
 
     def choose(self, files: ModelFiles, wanted: Wanted) -> Sizes:
         sizes: Sizes
-        sizes, version = self.result(self.submit(choose_here, files, wanted))
+        try:
+            sizes, version = self.result(self.submit(choose_here, files, wanted))
+        except WorkersDied as error:
+            raise ResourceError(
+                "workers died where they tried the network", files.weights,
+                "give --tile, or workers more memory",
+            ) from error  # fmt: skip
         self.versions = versions_here() | version
         return sizes
 

@@ -40,7 +40,7 @@ from tilenet.engine.runfolder import (
     run_folder,
 )
 from tilenet.errors import InputError, OutputError, TilenetError, UsageError, VerifyError
-from tilenet.models.store import cache_folder
+from tilenet.models.store import ModelFiles, cache_folder
 from tilenet.sinks import MaskStore, Seal, documents, seal_path
 from tilenet.sources import RemoteName
 from tilenet.strangers import parse_json
@@ -93,6 +93,14 @@ class RemoteOutput:
     def known(self) -> Plan | None:
         """Return the plan of an unfinished run, there or here."""
         return self._plan() or plan_in_progress(self.local)
+
+    def tile(self, files: ModelFiles) -> int | None:
+        """Return the tile of a mask that is there, or begun, if the same model makes it."""
+        known = self.known()
+        if known is not None:
+            return known.lattice.rows.tile if known.model.sha256 == files.sha256 else None
+        identity = (self._document() or {}).get("identity", {})
+        return int(identity["tile"]) if identity.get("model") == files.sha256 else None
 
     def look(self, plan: Plan, *, overwrite: bool) -> Finished | None:
         """Return the figures if there is already this plan's complete result, else None.

@@ -26,6 +26,7 @@ from tilenet.engine.plan import Plan
 from tilenet.engine.runfolder import PLAN, locked, remove_run_folder, run_folder
 from tilenet.errors import InputError, OutputError
 from tilenet.geometry import Window
+from tilenet.models.store import ModelFiles
 from tilenet.pyramid import halve
 from tilenet.sinks import (
     MaskSpec,
@@ -49,6 +50,7 @@ __all__ = [
     "plan_in_progress",
     "publish",
     "sweep",
+    "tile_there",
     "upper_levels",
 ]
 
@@ -69,6 +71,18 @@ def plan_in_progress(out: Path) -> Plan | None:
         return Plan.load((run_folder(out) / PLAN).read_bytes())
     except (OSError, ValueError):
         return None
+
+
+def tile_there(out: Path, files: ModelFiles) -> int | None:
+    """Return the tile of a mask that is there, or begun, if the same model makes it; else None."""
+    known = plan_in_progress(out)
+    if known is not None:
+        return known.lattice.rows.tile if known.model.sha256 == files.sha256 else None
+    try:
+        identity = _document(out)["identity"] if out.exists() else {}
+        return int(identity["tile"]) if identity.get("model") == files.sha256 else None
+    except (OutputError, KeyError, TypeError, ValueError):
+        return None  # what is wrong with it is told where it is looked at
 
 
 def _check_companions(out: Path, *, probabilities: bool) -> None:

@@ -70,11 +70,22 @@ class TileChoice:
     fixed: bool
 
 
-def choose_tile(files: ModelFiles, shape: NetworkShape, config: PredictConfig) -> TileChoice:
-    """Choose tile and overlap: the flags, else the card, else by the network's context.
+def choose_tile(
+    files: ModelFiles, shape: NetworkShape, config: PredictConfig, settled: int | None = None
+) -> TileChoice:
+    """Choose tile and overlap: the flags, else what is settled, the card, the network's context.
 
     A network without global context runs on tiles larger than those it was trained on: that is
     closer to the whole-image pass, and faster. Sides are rounded up, strides down, to the divisor.
+
+    Parameters
+    ----------
+    files, shape : ModelFiles, NetworkShape
+        The network.
+    config : PredictConfig
+        What was asked for.
+    settled : int or None
+        The tile that memory allows, or that a mask which is there has.
 
     Raises
     ------
@@ -96,7 +107,7 @@ def choose_tile(files: ModelFiles, shape: NetworkShape, config: PredictConfig) -
         default = card.tile or _UNKNOWN_TILE
         if card.context == "local":
             default = max(default, _LOCAL_TILE)
-        tile = -(-(config.tile or default) // divisor) * divisor
+        tile = -(-(config.tile or settled or default) // divisor) * divisor
     overlap = config.overlap
     if overlap is None:
         same = config.tile is None and tile == card.tile and card.overlap is not None
@@ -108,17 +119,24 @@ def choose_tile(files: ModelFiles, shape: NetworkShape, config: PredictConfig) -
     return TileChoice(tile, tile - stride, divisor, shape.fixed is not None)
 
 
-def smaller_tiles(choice: TileChoice, config: PredictConfig) -> tuple[int, ...]:
-    """Return the sides of tiles to fall back on where memory is short; none if one was asked for.
+def smaller_tiles(
+    choice: TileChoice, context: str | None, config: PredictConfig
+) -> tuple[int, ...]:
+    """Return the sides of tiles to fall back on where memory is short.
+
+    None if one was asked for, or the network's context is not known to be local: such a network
+    keeps the tile that it was trained on.
 
     Parameters
     ----------
     choice : TileChoice
         What is wanted.
+    context : {"local", "global"} or None
+        The network's; None if nobody says.
     config : PredictConfig
         What was asked for.
     """
-    if choice.fixed or config.tile is not None:
+    if choice.fixed or context != "local" or config.tile is not None:
         return ()
     sides = (choice.tile * quarters // 4 for quarters in (3, 2, 1))
     whole = (-(-side // choice.divisor) * choice.divisor for side in sides if side >= _LEAST_TILE)
@@ -354,8 +372,9 @@ def make_plan(
     config: PredictConfig,
     output: Format,
     area: Area | None = None,
+    tile: int | None = None,
 ) -> Plan:
-    """Make the plan of one raster.
+    """Make the plan of one raster; `tile` is what is settled of it (see `choose_tile`).
 
     Raises
     ------
@@ -369,7 +388,7 @@ def make_plan(
         check_png(raster.height, raster.width, raster.path)
     if output == "ome-tiff":
         check_slides("--out")
-    choice = choose_tile(files, shape, config)
+    choice = choose_tile(files, shape, config, tile)
     if config.block is not None:
         core_rows = core_cols = config.block
     else:

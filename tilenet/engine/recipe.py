@@ -19,7 +19,8 @@ from tilenet.engine.plan import Plan
 from tilenet.errors import InputError, ModelError, without_secrets
 from tilenet.lattice import Axis, Lattice
 from tilenet.models.card import parse_card
-from tilenet.models.session import choose, network_shape
+from tilenet.models.session import network_shape
+from tilenet.models.sizes import Wanted, choose_sizes
 from tilenet.models.store import BUNDLED, ModelFiles, identified
 from tilenet.sinks import MaskSpec
 from tilenet.sources import Area, Grid, View, open_raster
@@ -137,18 +138,14 @@ def plan_from(document: dict[str, Any], source: Path | None, model: Path | None)
     if not path.exists():
         raise InputError("the input is not where it was", path, "give it with --input")
     files = _model_of(recipe, model)
-    setup = choose(
-        files,
-        device=identity["device"],
-        backend=identity["backend"],
-        precision=identity["precision"],
-        tile_pixels=identity["tile"] ** 2,
-    )
+    channels = network_shape(files).channels
+    made_by = (identity["device"], identity["backend"], identity["precision"])
+    setup = choose_sizes(files, Wanted((identity["tile"],), channels, *made_by)).setup
     raster = open_raster(path, view_of(recipe)).info
     plan = Plan(
         raster=raster,
         model=files,
-        channels=network_shape(files).channels,
+        channels=channels,
         setup=setup,
         lattice=lattice_of(document),
         blend=Blend(recipe["blend"]),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tilenet.config import PredictConfig
+from tilenet.engine.output import tile_there
 from tilenet.engine.plan import Format, Plan, format_of, make_plan
 from tilenet.errors import InputError, UsageError
 from tilenet.models.session import NetworkShape, Setup
@@ -39,6 +40,8 @@ class Request:
         Rasters that are seen as one; () if each is its own.
     meeting : tuple of (str, str) or None
         Folder and token by which workers on other machines show that they see what we see.
+    tile : int or None
+        What memory allows, if that is less than usual; a mask that is there goes on with its own.
     """
 
     config: PredictConfig
@@ -48,6 +51,7 @@ class Request:
     like: Grid | None = None
     scenes: tuple[str, ...] = ()
     meeting: tuple[str, str] | None = None
+    tile: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +151,10 @@ def plan_for(info: RasterInfo, job: Job, request: Request, *, named: bool) -> tu
         output = _format(info, config)
         out = job.out.with_name(job.out.name + ENDINGS[output])
     area = area_of(info, config.aoi, config.within, config.read_timeout)
-    plan = make_plan(info, request.files, request.shape, request.setup, config, output, area)
+    own = None if config.overwrite or config.tile is not None else tile_there(out, request.files)
+    plan = make_plan(
+        info, request.files, request.shape, request.setup, config, output, area, own or request.tile
+    )
     return (plan if config.into is None else _as_label(plan, config, config.into)), out
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import subprocess
+import os
 import sys
 import tempfile
 import threading
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tilenet.apart import run_apart
 from tilenet.blend import Activation, Decision, Sums
 from tilenet.errors import ModelError, blame
 from tilenet.models.card import ModelCard
@@ -43,7 +44,8 @@ _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 # is taken off, so the copy into the request's tensor widens them.
 _DTYPES = {"uint8": ov.Type.u8}
 _COMPILED_AS = 1  # to be raised when what is done with a graph before it is compiled changes
-_MAX_COMPILED = 8  # tile shapes kept compiled; a folder of images has few
+# Tile shapes kept compiled, and their pixels: a folder of images has few, and each has activations.
+_MAX_COMPILED, _MAX_COMPILED_PIXELS = 8, 4 << 20
 # Large tiles: all cores on one, while the last one's scores are added up. Small ones: a stream of
 # its own for each, because cores that share a small tile wait for each other; unless it is alone.
 _SMALL_TILE, _MOST_STREAMS = 1 << 18, 4  # pixels; each stream holds its own activations
@@ -57,20 +59,23 @@ def _try_onnx(path: Path) -> None:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     mark = cache_folder() / "openvino" / f"{digest}-{ov.__version__.split('-')[0]}.read"
-    code = f"from {__name__} import load_onnx; import sys; load_onnx(sys.argv[1])"
-    line = [sys.executable, "-c", code, str(path)]
     # A cache that is somebody else's, or no right to start a process: it is read untried.
     with suppress(OSError):
         if mark.exists():
             return
-        done = subprocess.run(line, capture_output=True, check=False)  # noqa: S603 - our own
+        done = run_apart(__name__, "try_onnx", os.fsencode(path))
         if done.returncode < 0:
             raise ModelError("OpenVINO breaks down over it", path, "export it again")
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
 
 
-def load_onnx(path: str) -> ov.Model:
+def try_onnx() -> None:
+    """Read the network that standard input names."""
+    _load_onnx(os.fsdecode(sys.stdin.buffer.read()))
+
+
+def _load_onnx(path: str) -> ov.Model:
     """Return a network as OpenVINO reads it, whatever it is."""
     # Core.read_model would try every format it knows, which log what they dislike.
     onnx = FrontEndManager().load_by_framework("onnx")
@@ -80,7 +85,7 @@ def load_onnx(path: str) -> ov.Model:
 def _read_onnx(path: Path) -> ov.Model:
     try:
         _try_onnx(path)
-        model = load_onnx(str(path))
+        model = _load_onnx(str(path))
     except ModelError:
         raise
     except Exception as error:  # OpenVINO's failures have no other class in common
@@ -325,7 +330,10 @@ class OpenVinoSession:
             requests = [compiled.create_infer_request() for _ in range(streams + 1)]
             self._compiled[shape] = requests
         self._compiled.move_to_end(shape)
-        if len(self._compiled) > _MAX_COMPILED:
+        while len(self._compiled) > 1 and (
+            len(self._compiled) > _MAX_COMPILED
+            or sum(h * w for h, w in self._compiled) * self.batch_size > _MAX_COMPILED_PIXELS
+        ):
             self._compiled.popitem(last=False)
         return requests
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from tilenet.memory import memory_limit
-from tilenet.models.footprint import footprint
+from tilenet.models.footprint import Footprint, footprint
 from tilenet.models.session import Setup, choose, cores, usual_batch
 from tilenet.models.store import ModelFiles
 
-__all__ = ["Sizes", "Wanted", "choose_sizes"]
+__all__ = ["Sizes", "Wanted", "choose_sizes", "decide"]
 
 _SHARE = 0.85  # of memory; the system's own pages have the rest
-_ENGINE = 200 << 20  # bytes beside the network: libraries, blocks, sums, masks
+_ENGINE = 200 << 20  # bytes beside the network: libraries, blocks, masks
+_BLOCK_SIDE = 1536  # pixels, a block's usual width: the sums are one tile high
+_LIBRARIES = 1 << 30  # bytes of torch with a network loaded, at the most
 _PLENTY = 1 << 11
-"""Bytes per pixel that no network is known to need.
+"""Bytes per pixel that hardly a network needs.
 
 A few hundred are usual, U-Net++ on a ResNet-152 takes 1,900 on torch. Where there are as many,
 nothing is tried.
@@ -30,6 +33,8 @@ class Wanted:
     ----------
     tiles : tuple of int
         Pixels a side, the best first; one, if it was asked for.
+    channels : int
+        What the network gives, K.
     device, backend, precision : str
         "auto" leaves the choice.
     batch_size : int or None
@@ -37,6 +42,7 @@ class Wanted:
     """
 
     tiles: tuple[int, ...]
+    channels: int
     device: str = "auto"
     backend: str = "auto"
     precision: str = "auto"
@@ -65,7 +71,8 @@ class Sizes:
 def choose_sizes(files: ModelFiles, wanted: Wanted, threads: int | None = None) -> Sizes:
     """Choose what runs a model, the first tile and with it the largest batch that memory takes.
 
-    It is memory as a whole that counts, not what is free: so the same command chooses the same.
+    It is memory as a whole that counts, not what is free, and not among how many processes it is
+    shared: the tile decides the mask, and the same command chooses the same however it is run.
 
     Parameters
     ----------
@@ -74,7 +81,7 @@ def choose_sizes(files: ModelFiles, wanted: Wanted, threads: int | None = None) 
     wanted : Wanted
         What was asked for.
     threads : int or None
-        CPU threads, of as many processes as there are such shares of the cores; None: all.
+        CPU threads; None: all cores.
 
     Raises
     ------
@@ -91,50 +98,87 @@ def choose_sizes(files: ModelFiles, wanted: Wanted, threads: int | None = None) 
         tile_pixels=tile * tile,
         threads=threads,
     )
-    wished, room = Sizes(tile, setup), max(0, _SHARE * _memory(setup) - _ENGINE)
-    possible = list(_possible(setup, wanted))
-    if len(possible) == 1 or _pixels(wished) * _PLENTY <= room:
+    wished = Sizes(tile, setup)
+    if len(wanted.tiles) == 1 and len(list(_batches(setup, tile, wanted))) == 1:
+        return wished
+    room = _SHARE * _memory(setup)
+    surely = Footprint(_LIBRARIES + 2 * files.weights.stat().st_size, _PLENTY)
+    if _bytes(surely, setup, tile, wanted.channels) <= room:
         return wished
     needs = footprint(files, setup)
-    if needs is None:
-        return wished
-    most = needs.pixels_in(room)
-    found = next((one for one in possible if _pixels(one) <= most), possible[-1])
-    if found.tile == tile:
-        return found
-    gib = (needs.fixed + needs.per_pixel * _pixels(Sizes(tile, found.setup))) / (1 << 30)
-    why = f"the network would take {gib:.1f} GiB, and may take {room / (1 << 30):.1f}"
-    return replace(found, why=why)
+    return wished if needs is None else decide(needs, room, setup, wanted)
 
 
-def _possible(setup: Setup, wanted: Wanted) -> Iterator[Sizes]:
-    """Yield what may be chosen, the best first."""
-    for tile in wanted.tiles:
-        batch = wanted.batch_size or usual_batch(setup.device, tile * tile)
-        yield Sizes(tile, replace(setup, batch_size=batch))
-        while wanted.batch_size is None and batch > 1:
-            batch //= 2
-            yield Sizes(tile, replace(setup, batch_size=batch))
+def decide(needs: Footprint, room: float, setup: Setup, wanted: Wanted) -> Sizes:
+    """Return the first tile of which one fits, and the largest batch of it.
+
+    Parameters
+    ----------
+    needs : Footprint
+        What the network takes.
+    room : float
+        Bytes that a run may take.
+    setup : Setup
+        Backend and device.
+    wanted : Wanted
+        What was asked for.
+    """
+    alone = replace(setup, batch_size=1)
+
+    def fits(one: Setup, tile: int) -> bool:
+        return _bytes(needs, one, tile, wanted.channels) <= room
+
+    tile = next((one for one in wanted.tiles if fits(alone, one)), wanted.tiles[-1])
+    sizes = [replace(setup, batch_size=one) for one in _batches(setup, tile, wanted)]
+    batch = next((one for one in sizes if fits(one, tile)), sizes[-1])
+    if tile == wanted.tiles[0]:
+        return Sizes(tile, batch)
+    why = f"a run would take {_said(needs, alone, wanted.tiles[0], wanted.channels)}, and may take "
+    why += f"{room / (1 << 20):,.0f} MiB"
+    if not fits(alone, tile):
+        why += f"; this takes {_said(needs, alone, tile, wanted.channels)}, and may fail"
+    return Sizes(tile, batch, why)
 
 
-def _memory(setup: Setup) -> float:
-    """Return the bytes that a process has: its share of the machine, or a GPU for itself."""
+def _said(needs: Footprint, setup: Setup, tile: int, channels: int) -> str:
+    size = _bytes(needs, setup, tile, channels) / (1 << 20)
+    return f"about {size:,.0f} MiB" if size < math.inf else "more than could be tried"
+
+
+def _batches(setup: Setup, tile: int, wanted: Wanted) -> Iterator[int]:
+    """Yield the batch sizes that may be chosen, the best first."""
+    batch = wanted.batch_size or usual_batch(setup.device, tile * tile)
+    yield batch
+    while wanted.batch_size is None and batch > 1:
+        batch //= 2
+        yield batch
+
+
+def _memory(setup: Setup) -> int:
+    """Return the bytes that this process may have; of a GPU, all of them."""
     if setup.device == "cpu":
-        return memory_limit() * min(1.0, setup.threads / cores())
+        return memory_limit()
     import torch
 
-    return float(torch.cuda.get_device_properties(setup.device).total_memory)
+    return int(torch.cuda.get_device_properties(setup.device).total_memory)
 
 
-def _pixels(sizes: Sizes) -> int:
-    """Return how many pixels are in the network at one time."""
-    setup, in_one = sizes.setup, sizes.setup.batch_size * sizes.tile * sizes.tile
+def _bytes(needs: Footprint, setup: Setup, tile: int, channels: int) -> float:
+    """Return what a run takes: the network, and the sums of every block in flight."""
+    calls = _at_once(setup, tile)
+    lanes = calls if setup.device != "cpu" else 1
+    sums = 4 * channels * tile * (_BLOCK_SIDE + tile) * lanes
+    return needs.of(calls * setup.batch_size * tile * tile) + sums + _ENGINE
+
+
+def _at_once(setup: Setup, tile: int) -> int:
+    """Return how many calls are in the network at one time, on a machine with all its cores."""
     if setup.backend == "openvino":
         from tilenet.models.openvino_backend import streams_for
 
-        return in_one * streams_for(setup.threads, in_one)
+        return streams_for(cores(), setup.batch_size * tile * tile)
     if setup.device == "cpu":
-        return in_one
+        return 1
     from tilenet.models.lanes import LANES
 
-    return in_one * LANES
+    return LANES

@@ -10,7 +10,7 @@ from tilenet.config import PredictConfig
 from tilenet.engine.elsewhere import RemoteOutput
 from tilenet.engine.executor import Executor
 from tilenet.engine.meter import Meter
-from tilenet.engine.request import Job
+from tilenet.engine.request import Job, Request
 from tilenet.errors import UsageError
 from tilenet.events import Tracker
 from tilenet.predicting.asking import Clock, cluster_for, makes_one, plan_of, request_for, scenes_of
@@ -19,7 +19,7 @@ from tilenet.predicting.telling import say_notes
 from tilenet.results import PredictResult, run_result
 from tilenet.sources import Input, RemoteName
 
-__all__ = ["predict_remote", "remote_output"]
+__all__ = ["predict_remote", "remote_output", "with_tile_there"]
 
 
 def remote_output(
@@ -44,6 +44,13 @@ def remote_output(
     return RemoteOutput(out, config.scratch)
 
 
+def with_tile_there(request: Request, place: RemoteOutput) -> Request:
+    """Return the request with the tile of a mask that is there, unless another is asked for."""
+    if request.config.tile is not None or request.config.overwrite:
+        return request
+    return replace(request, tile=place.tile(request.files) or request.tile)
+
+
 def predict_remote(
     found: list[Input], place: RemoteOutput, config: PredictConfig, tracker: Tracker
 ) -> PredictResult:
@@ -62,7 +69,9 @@ def _predict_copied(
     clock, known, source = Clock(), place.known(), found[0]
     path = source.path.absolute()
     tracker.begin([path])
-    request = request_for(config, known, scenes_of(found, config), cluster)
+    setup = None if known is None else known.setup
+    request = request_for(config, setup, scenes_of(found, config), cluster)
+    request = with_tile_there(request, place)
     with telling_failure(tracker, path):
         plan = plan_of(Job(source.path, place.local), request)
         done = place.check(plan, overwrite=config.overwrite)

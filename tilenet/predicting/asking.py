@@ -20,9 +20,9 @@ from tilenet.engine.request import Job, Request, open_job, plan_for
 from tilenet.engine.skipping import finished_mask
 from tilenet.errors import UsageError, without_secrets
 from tilenet.events import Tracker
-from tilenet.models.session import NetworkShape, cores, network_shape
+from tilenet.models.session import Setup, cores, network_shape
 from tilenet.models.sizes import Wanted, choose_sizes
-from tilenet.models.store import ModelFiles, find_model
+from tilenet.models.store import find_model
 from tilenet.results import Skipped
 from tilenet.sources import Input, RemoteName, grid_of
 from tilenet.strangers import exists, is_collection, is_pattern
@@ -59,7 +59,7 @@ class Clock:
 
 def request_for(
     config: PredictConfig,
-    known: Plan | None,
+    known: Setup | None,
     scenes: tuple[str, ...] = (),
     cluster: Executor | None = None,
 ) -> Request:
@@ -69,42 +69,28 @@ def request_for(
     """
     files = find_model(config.model, config.model_config_file, config.card_overrides())
     shape = network_shape(files)
-    tiles, config = _tiles(files, shape, config, known)
+    choice = choose_tile(files, shape, config)
+    tiles = (choice.tile, *smaller_tiles(choice, files.card.context, config))
     workers = worker_count(config.scheduler)
     check_device(config.scheduler, config.device)
     asked = {"device": config.device, "backend": config.backend, "precision": config.precision}
     if known is not None:
-        asked = {k: getattr(known.setup, k) if v == "auto" else v for k, v in asked.items()}
-    wanted = Wanted(tiles, **asked, batch_size=config.batch_size)
+        asked = {k: getattr(known, k) if v == "auto" else v for k, v in asked.items()}
+    wanted = Wanted(tiles, shape.channels, **asked, batch_size=config.batch_size)
     if cluster is not None:
         sizes = cluster.choose(files, wanted)
     else:
         sizes = choose_sizes(files, wanted, max(1, cores() // workers))
-    if sizes.tile != tiles[0]:
-        _logger.warning("tile %d, not %d: %s", sizes.tile, tiles[0], sizes.why)
-        config = config.model_copy(update={"tile": sizes.tile})
+    lowered = None if sizes.tile == choice.tile else sizes.tile
+    if lowered is not None:
+        _logger.warning("tile %d, not %d: %s", lowered, choice.tile, sizes.why)
     setup = sizes.setup
     _logger.info(
         "model %s on %s, %s %s: %s",
         files.card.name, setup.device, setup.backend, setup.precision, setup.why,
     )  # fmt: skip
     like = None if config.like is None else grid_of(config.like)
-    return Request(config, files, shape, setup, like, scenes)
-
-
-def _tiles(
-    files: ModelFiles, shape: NetworkShape, config: PredictConfig, known: Plan | None
-) -> tuple[tuple[int, ...], PredictConfig]:
-    """Return the tiles to choose from, and options that lead to the first of them.
-
-    An unfinished run has chosen; its tile may be one that memory made smaller.
-    """
-    choice = choose_tile(files, shape, config)
-    if config.tile is None and known is not None and known.model.sha256 == files.sha256:
-        tile = known.lattice.rows.tile
-        same = tile == choice.tile
-        return (tile,), config if same else config.model_copy(update={"tile": tile})
-    return (choice.tile, *smaller_tiles(choice, config)), config
+    return Request(config, files, shape, setup, like, scenes, tile=lowered)
 
 
 def makes_one(paths: Sequence[Path | RemoteName], config: PredictConfig) -> bool:

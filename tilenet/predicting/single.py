@@ -129,8 +129,9 @@ def predict_one(
     if skipped := skip_finished([job], config, tracker, scenes, named=True):
         return PredictResult((), skipped=tuple(skipped.values()))
     known = plan_in_progress(out)
+    setup = None if known is None else known.setup
     with cluster_for(config) as cluster:
-        request = request_for(config, known, scenes, cluster)
+        request = request_for(config, setup, scenes, cluster)
         with telling_failure(tracker, job.path):
             if config.part is None:
                 return run_one(found[0], out, request, tracker, cluster=cluster)
