@@ -25,6 +25,7 @@ from tilenet.engine.objects import Objects
 from tilenet.engine.request import Job
 from tilenet.errors import OutputError, ResourceError, UsageError
 from tilenet.events import Tracker
+from tilenet.models.store import find_model
 from tilenet.predicting.afar import predict_remote
 from tilenet.predicting.asking import plan_of, request_for
 from tilenet.predicting.single import run_one
@@ -462,3 +463,14 @@ def test_the_extra_is_named(monkeypatch, tmp_path, models, source):
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(UsageError, match="need the extra cloud"):
         predict([source], OUT, configured(models, tmp_path))
+
+
+def test_the_tile_of_a_finished_mask_is_known(bucket, models, source, tmp_path):
+    config = configured(models, tmp_path)
+    predict([source], OUT, config)
+    place = RemoteOutput(RemoteName(OUT), config.scratch)
+    own = find_model(str(models / "conv.onnx"), None, {})
+    other = find_model(str(models / "pointwise.onnx"), None, {})
+    assert place.tile(own, usual=64) == 64
+    assert place.tile(own, usual=128) is None  # it was asked for
+    assert place.tile(other, usual=64) is None

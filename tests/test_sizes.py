@@ -18,6 +18,7 @@ from rasters import picture, write_tif
 from tilenet.apart import run_apart
 from tilenet.api import predict
 from tilenet.config import PredictConfig
+from tilenet.mask_api import verify
 from tilenet.memory import memory_limit
 from tilenet.models.footprint import Footprint, footprint
 from tilenet.models.session import Setup, choose, cores
@@ -285,7 +286,16 @@ def test_a_mask_goes_on_with_its_own_tile(limited, command, wide, needs, larger,
         assert again.code == 0, again.err
         assert json.loads(again.out)["tiles_forwarded"] == 0
     assert command(*more, "--tile", "1024").code == 5
+    assert verify(out).ok
     assert estimated(command(*more, "--overwrite", "--dry-run"))["tile"] == 1024
+
+
+def test_a_mask_of_a_tile_that_was_asked_for_is_another(command, wide, raster, tmp_path):
+    line = ("predict", raster, "--out", tmp_path / "m.zarr", "--model", wide)
+    assert command(*line, "--tile", "768").code == 0
+    done = command(*line)
+    assert done.code == 5
+    assert "differs in overlap, tile" in done.err
 
 
 def test_a_folder_of_masks_goes_on_with_their_tiles(limited, command, wide, needs, tmp_path):

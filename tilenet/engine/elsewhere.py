@@ -27,7 +27,7 @@ from tilenet.engine.large import JOURNAL
 from tilenet.engine.lease import INTERVAL, Lease
 from tilenet.engine.mirror import Mirror
 from tilenet.engine.objects import Objects
-from tilenet.engine.output import check_output, differing, plan_in_progress
+from tilenet.engine.output import check_output, differing, plan_in_progress, tile_of
 from tilenet.engine.plan import Plan
 from tilenet.engine.recipe import lattice_of
 from tilenet.engine.runfolder import (
@@ -94,13 +94,12 @@ class RemoteOutput:
         """Return the plan of an unfinished run, there or here."""
         return self._plan() or plan_in_progress(self.local)
 
-    def tile(self, files: ModelFiles) -> int | None:
-        """Return the tile of a mask that is there, or begun, if the same model makes it."""
+    def tile(self, files: ModelFiles, usual: int) -> int | None:
+        """Return the tile of a mask that is there, or begun, if "auto" means it (`tile_there`)."""
         known = self.known()
         if known is not None:
-            return known.lattice.rows.tile if known.model.sha256 == files.sha256 else None
-        identity = (self._document() or {}).get("identity", {})
-        return int(identity["tile"]) if identity.get("model") == files.sha256 else None
+            return known.automatic_tile(files, usual)
+        return tile_of(self._document() or {}, files, usual)
 
     def look(self, plan: Plan, *, overwrite: bool) -> Finished | None:
         """Return the figures if there is already this plan's complete result, else None.

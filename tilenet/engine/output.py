@@ -50,6 +50,7 @@ __all__ = [
     "plan_in_progress",
     "publish",
     "sweep",
+    "tile_of",
     "tile_there",
     "upper_levels",
 ]
@@ -73,16 +74,28 @@ def plan_in_progress(out: Path) -> Plan | None:
         return None
 
 
-def tile_there(out: Path, files: ModelFiles) -> int | None:
-    """Return the tile of a mask that is there, or begun, if the same model makes it; else None."""
+def tile_there(out: Path, files: ModelFiles, usual: int) -> int | None:
+    """Return the tile of a mask that is there, or begun, if "auto" means it.
+
+    That is, if the same model makes it, with the usual tile or one that memory has made smaller.
+    """
     known = plan_in_progress(out)
     if known is not None:
-        return known.lattice.rows.tile if known.model.sha256 == files.sha256 else None
+        return known.automatic_tile(files, usual)
     try:
-        identity = _document(out)["identity"] if out.exists() else {}
-        return int(identity["tile"]) if identity.get("model") == files.sha256 else None
-    except (OutputError, KeyError, TypeError, ValueError):
+        return tile_of(_document(out), files, usual) if out.exists() else None
+    except OutputError:
         return None  # what is wrong with it is told where it is looked at
+
+
+def tile_of(document: Mapping[str, Any], files: ModelFiles, usual: int) -> int | None:
+    """Return the tile of a finished mask, from its document, if "auto" means it; else None."""
+    try:
+        identity, recipe = document["identity"], document["recipe"]
+        meant = identity["tile"] == usual or recipe.get("lowered", False)
+        return int(identity["tile"]) if meant and identity["model"] == files.sha256 else None
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _check_companions(out: Path, *, probabilities: bool) -> None:

@@ -205,6 +205,8 @@ class Plan:
         The OME-Zarr image that gets the mask as a label.
     area : Area or None
         Where the work matters; None: everywhere.
+    lowered : bool
+        Whether memory made the tile smaller than it would be.
     """
 
     raster: RasterInfo
@@ -222,6 +224,13 @@ class Plan:
     read_timeout: float = 600.0
     label: LabelOf | None = None
     area: Area | None = None
+    lowered: bool = False
+
+    def automatic_tile(self, files: ModelFiles, usual: int) -> int | None:
+        """Return the tile if the model is this one, and "auto" means it; else None."""
+        tile = self.lattice.rows.tile
+        meant = tile == usual or self.lowered
+        return tile if meant and self.model.sha256 == files.sha256 else None
 
     @cached_property
     def decision(self) -> Decision:
@@ -411,4 +420,5 @@ def make_plan(
         strict=config.strict,
         read_timeout=config.read_timeout,
         area=area,
+        lowered=config.tile is None and choice.tile != choose_tile(files, shape, config).tile,
     )

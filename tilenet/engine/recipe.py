@@ -47,6 +47,7 @@ def recipe_of(plan: Plan) -> dict[str, Any]:
         "blend": str(plan.blend),
         "skip_nodata": plan.skip_nodata,
         "area": None if plan.area is None else _areas().dump_python(plan.area, mode="json"),
+        **({"lowered": True} if plan.lowered else {}),
     }
 
 
@@ -156,6 +157,7 @@ def plan_from(document: dict[str, Any], source: Path | None, model: Path | None)
         skip_nodata=recipe["skip_nodata"],
         label=MaskSpec.from_dict(document["spec"]).label,
         area=_area_of(recipe),
+        lowered=recipe.get("lowered", False),
     )
     ours = plan.identity()
     keys = [key for key in sorted(identity) if ours.get(key) != identity[key]]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tilenet.config import PredictConfig
 from tilenet.engine.output import tile_there
-from tilenet.engine.plan import Format, Plan, format_of, make_plan
+from tilenet.engine.plan import Format, Plan, choose_tile, format_of, make_plan
 from tilenet.errors import InputError, UsageError
 from tilenet.models.session import NetworkShape, Setup
 from tilenet.models.store import ModelFiles
@@ -52,6 +52,16 @@ class Request:
     scenes: tuple[str, ...] = ()
     meeting: tuple[str, str] | None = None
     tile: int | None = None
+
+    @property
+    def follows(self) -> bool:
+        """Whether a mask that is there decides the tile."""
+        return self.config.tile is None and not self.config.overwrite
+
+    @property
+    def usual_tile(self) -> int:
+        """The tile where memory is no matter."""
+        return choose_tile(self.files, self.shape, self.config).tile
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +161,10 @@ def plan_for(info: RasterInfo, job: Job, request: Request, *, named: bool) -> tu
         output = _format(info, config)
         out = job.out.with_name(job.out.name + ENDINGS[output])
     area = area_of(info, config.aoi, config.within, config.read_timeout)
-    own = None if config.overwrite or config.tile is not None else tile_there(out, request.files)
-    plan = make_plan(
-        info, request.files, request.shape, request.setup, config, output, area, own or request.tile
-    )
+    tile = request.tile
+    if request.follows:
+        tile = tile_there(out, request.files, request.usual_tile) or tile
+    plan = make_plan(info, request.files, request.shape, request.setup, config, output, area, tile)
     return (plan if config.into is None else _as_label(plan, config, config.into)), out
 
 

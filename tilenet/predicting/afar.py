@@ -46,9 +46,9 @@ def remote_output(
 
 def with_tile_there(request: Request, place: RemoteOutput) -> Request:
     """Return the request with the tile of a mask that is there, unless another is asked for."""
-    if request.config.tile is not None or request.config.overwrite:
+    if not request.follows:
         return request
-    return replace(request, tile=place.tile(request.files) or request.tile)
+    return replace(request, tile=place.tile(request.files, request.usual_tile) or request.tile)
 
 
 def predict_remote(
