@@ -12,6 +12,7 @@ processor without bf16 runs the cases in fp32.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -51,12 +52,12 @@ def command(raster: Path, model: str, out: Path, *options: str) -> dict[str, Any
     return json.loads(done.stdout) | {"process_seconds": seconds}
 
 
-def forward_only(raster: Path, model: str, run: dict[str, Any], *words: str) -> float:
+def forward_only(raster: Path, model: str, planned: dict[str, Any], *words: str) -> float:
     """Return the seconds that the network alone takes for a run's tiles (see `alone.py`)."""
     script = str(Path(__file__).with_name("alone.py"))
     line = [sys.executable, script, str(raster), model, *words]
     done = subprocess.run(
-        [*line, str(run["tile"]), str(run["tiles"]), "3"],
+        [*line, str(planned["tile"]), str(planned["tiles"]), "1"],
         capture_output=True,
         text=True,
         check=False,
@@ -82,26 +83,36 @@ def gpu_watched(found: dict[str, float]) -> Iterator[None]:
 def measure(
     raster: Path, model: str, folder: Path, backend: str, precision: str, runs: int
 ) -> dict[str, Any]:
-    """Return the figures of one case: medians over warm runs."""
+    """Return the figures of one case: medians over warm runs.
+
+    The network alone is timed before and after each of them, for a machine's speed changes.
+    """
     options = ("--backend", backend, "--precision", precision)
     out = folder / "mask.zarr"
     busy: dict[str, float] = {}
-    with gpu_watched(busy) if has_cuda() else nullcontext():
-        warm = [command(raster, model, out, *options) for _ in range(runs)]
+    planned = command(raster, model, out, *options, "--dry-run")["estimate"]
+    alone, warm = [forward_only(raster, model, planned, backend, precision)], []
+    for _ in range(runs):
+        with gpu_watched(busy) if has_cuda() else nullcontext():
+            warm.append(command(raster, model, out, *options))
+        alone.append(forward_only(raster, model, planned, backend, precision))
     shutil.rmtree(out)
     run = sorted(warm, key=lambda r: r["process_seconds"])[len(warm) // 2]
-    alone = forward_only(raster, model, run, backend, precision)
-    seconds = statistics.median(r["seconds"] for r in warm)
+    ratios = [
+        (before + after) / 2 / one["seconds"]
+        for one, (before, after) in zip(warm, itertools.pairwise(alone), strict=True)
+    ]
     return {
         "raster": raster.name, "model": Path(model).stem, "backend": backend,
         "precision": precision, "mpixels": run["pixels"] / 1e6, "tiles": run["tiles"],
-        "forward_alone": alone, "run": seconds,
+        "forward_alone": statistics.median(alone),
+        "run": statistics.median(r["seconds"] for r in warm),
         "process": statistics.median(r["process_seconds"] for r in warm),
-        "efficiency": alone / seconds, "read": run["read_seconds"],
+        "efficiency": statistics.median(ratios), "read": run["read_seconds"],
         "forward": run["forward_seconds"], "write": run["write_seconds"],
         "network_waited": run["wait_seconds"], "pixels_waited": run["queue_seconds"],
         "read_amplification": run["read_amplification"],
-        "mpixels_per_second": run["pixels"] / 1e6 / seconds,
+        "mpixels_per_second": run["mpixels_per_second"],
         "peak_rss_mib": max(r["peak_rss_bytes"] for r in warm) / 2**20, **busy,
     }  # fmt: skip
 
