@@ -19,7 +19,7 @@ class _Ranges(http.server.SimpleHTTPRequestHandler):
         note(self.path)
         path = self.translate_path(self.path)
         try:
-            data = open(path, "rb").read()  # noqa: PTH123, SIM115
+            data = open(path, "rb").read()  # noqa: PTH123, SIM115 - a small script
         except OSError:
             self.send_error(404)
             return
@@ -47,5 +47,5 @@ class _Ranges(http.server.SimpleHTTPRequestHandler):
 if __name__ == "__main__":
     handler = partial(_Ranges, directory=sys.argv[1])
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        print(server.server_port, flush=True)  # noqa: T201
+        print(server.server_port, flush=True)  # noqa: T201 - how it tells its port
         server.serve_forever()

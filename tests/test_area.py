@@ -29,7 +29,7 @@ from tilenet.sources import Area, View, area_of, open_raster
 from tilenet.sources.tissue import find_tissue
 
 geopandas = pytest.importorskip("geopandas")
-from shapely.geometry import Point, Polygon, box, mapping  # noqa: E402
+from shapely.geometry import Point, Polygon, box, mapping  # noqa: E402 - comes with geopandas
 
 SIZE = (333, 421)
 SMALL = {"tile": 64, "overlap": 32, "chunk": 64, "block": 64, "precision": "fp32"}

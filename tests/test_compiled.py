@@ -73,7 +73,7 @@ def test_what_openvino_does_not_take_is_compiled_again(files, folder):
 
 def test_a_process_keeps_one_shape(files, folder):
     answers(files, (64, 64), (32, 64), (64, 32))
-    assert len(os.listdir(folder)) == 1  # noqa: PTH208
+    assert len(os.listdir(folder)) == 1  # noqa: PTH208 - names will do
 
 
 def test_another_tile_or_kind_of_pixel_is_another_network(files, folder):
@@ -83,7 +83,7 @@ def test_another_tile_or_kind_of_pixel_is_another_network(files, folder):
     session = open_session(files, setup, "uint16")
     with closing(session.scores([(picture(64, 64).astype(np.uint16), 0, 0)], (64, 64))) as scores:
         next(scores)
-    assert len(os.listdir(folder)) == 3  # noqa: PTH208
+    assert len(os.listdir(folder)) == 3  # noqa: PTH208 - names will do
 
 
 def test_what_was_used_longest_ago_goes(folder, monkeypatch):
@@ -96,7 +96,7 @@ def test_what_was_used_longest_ago_goes(folder, monkeypatch):
     assert kept_compiled("a") == bytes(1000)
     keep_compiled("d", memoryview(bytes(1000)))
     keep_compiled("more than all", memoryview(bytes(2500)))
-    assert sorted(os.listdir(folder)) == ["a", "d"]  # noqa: PTH208
+    assert sorted(os.listdir(folder)) == ["a", "d"]  # noqa: PTH208 - names will do
 
 
 def test_a_cache_that_cannot_be_written_keeps_nothing(tmp_path, monkeypatch):

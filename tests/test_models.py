@@ -472,7 +472,7 @@ def test_a_graph_that_was_damaged_is_converted_again(tmp_path, monkeypatch, dama
         (graph / ("graph.bin" if damage == "lost" else "sha256")).unlink()
     assert np.array_equal(answer(), first)
     assert (graph / "graph.bin").read_bytes() == weights
-    assert os.listdir(graph.parent) == [graph.name]  # noqa: PTH208
+    assert os.listdir(graph.parent) == [graph.name]  # noqa: PTH208 - names will do
 
 
 def test_a_full_disk_keeps_no_graph(tmp_path, monkeypatch, caplog):

@@ -380,7 +380,7 @@ class TestRecord:
         assert {k: figures[k] for k in ("inputs", "partial", "skipped", "open", "pixels")} == {
             "inputs": 3, "partial": 1, "skipped": 1, "open": 1, "pixels": 7,
         }  # fmt: skip
-        assert os.listdir(path.parent) == ["run.json"]  # noqa: PTH208
+        assert os.listdir(path.parent) == ["run.json"]  # noqa: PTH208 - names will do
         assert Record([], path)  # ours is replaced
 
     def test_of_the_only_input(self, cli, model, tmp_path):

@@ -106,7 +106,7 @@ def split_numbers[T](text: str | None, kind: type[T], flag: str) -> tuple[T, ...
     if text is None:
         return None
     try:
-        return tuple(kind(part) for part in text.split(","))  # type: ignore[call-arg]
+        return tuple(kind(part) for part in text.split(","))  # type: ignore[call-arg]  # of a text
     except ValueError:
         raise UsageError(f"no numbers: {text}", flag, "numbers with commas between them") from None
 

@@ -45,23 +45,23 @@ def forget_drivers() -> None:
 
 def exists(path: str | os.PathLike[str]) -> bool:
     """Whether anything is there."""
-    return os.path.exists(path)  # noqa: PTH110
+    return os.path.exists(path)  # noqa: PTH110 - Path's raises where a folder is closed
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
     """Whether a regular file is there, perhaps behind links."""
-    return os.path.isfile(path)  # noqa: PTH113
+    return os.path.isfile(path)  # noqa: PTH113 - as above
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
     """Whether a folder is there, perhaps behind links."""
-    return os.path.isdir(path)  # noqa: PTH112
+    return os.path.isdir(path)  # noqa: PTH112 - as above
 
 
 def is_store(path: str | os.PathLike[str]) -> bool:
     """Whether a Zarr group or array is there, in a folder."""
     return is_folder(path) and any(
-        is_file(os.path.join(path, name))  # noqa: PTH118
+        is_file(os.path.join(path, name))  # noqa: PTH118 - no Path is needed
         for name in ("zarr.json", ".zgroup", ".zarray")
     )
 

@@ -137,7 +137,7 @@ def dask_alone(folder: Path) -> dict[str, float]:
     _run.append(plan)
     shutil.rmtree(run, ignore_errors=True)
     (run / STRIPS).mkdir(parents=True)
-    engine.forward_task, engine.join_task = forward_nothing, join_nothing  # type: ignore[assignment]
+    engine.forward_task, engine.join_task = forward_nothing, join_nothing
     blocks = plan.lattice.blocks
     with open_executor("local", blocks) as executor, Journal(run / "journal") as journal:
         start = time.perf_counter()

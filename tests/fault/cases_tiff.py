@@ -33,7 +33,7 @@ DEFLATED = tiles() | {tiff.COMPRESSION: short(8)}
 
 def plain(changes: dict[int, Tag | None] | None = None, **options: object) -> bytes:
     """Return the plain picture with other tags."""
-    return write(PLAIN | (changes or {}), [pixels()], **options)  # type: ignore[arg-type]
+    return write(PLAIN | (changes or {}), [pixels()], **options)
 
 
 def _truncations() -> list[Case]:

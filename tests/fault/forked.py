@@ -66,7 +66,7 @@ class Forker:
         import tilenet.models.build
         import tilenet.models.openvino_backend
         import tilenet.models.torch_backend
-        import tilenet.train_api  # noqa: F401
+        import tilenet.train_api  # noqa: F401 - before it forks
 
         del rasterio, torch, zarr
         # OpenBLAS keeps an idle thread, and starts it again in a child by its own fork handler.

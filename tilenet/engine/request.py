@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tilenet.config import PredictConfig
 from tilenet.engine.output import tile_there
-from tilenet.engine.plan import Format, Plan, choose_tile, format_of, make_plan
+from tilenet.engine.plan import Format, Plan, format_of, make_plan
+from tilenet.engine.tiling import choose_tile
 from tilenet.errors import InputError, UsageError
 from tilenet.models.session import NetworkShape, Setup
 from tilenet.models.store import ModelFiles

@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from tilenet.durable import temporary
-from tilenet.models.store import cache_folder
+from tilenet.models.store import cache_folder, keep
 
 __all__ = ["compiled_name", "keep_compiled", "kept_compiled"]
 
@@ -46,18 +45,9 @@ def keep_compiled(name: str, content: memoryview) -> None:
     if len(content) + _HASH_BYTES > _MOST_BYTES:  # it would drive out all else, and not stay
         return
     path = _folder() / name
-    # Whoever cannot write there compiles again.
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temp = temporary(path)
-        try:
-            with temp.open("wb") as file:
-                file.write(hashlib.sha256(content).digest())
-                file.write(content)
-            temp.replace(path)
-        finally:
-            temp.unlink(missing_ok=True)
-        _make_room(path.parent)
+    if keep(path, hashlib.sha256(content).digest(), content):  # else it is compiled again
+        with suppress(OSError):
+            _make_room(path.parent)
 
 
 def _make_room(folder: Path) -> None:

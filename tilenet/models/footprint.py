@@ -17,10 +17,9 @@ from subprocess import TimeoutExpired
 import numpy as np
 
 from tilenet.apart import run_apart
-from tilenet.durable import temporary
 from tilenet.memory import forget_peak, peak_rss, return_freed, return_large_arrays
 from tilenet.models.session import Setup, cpu_flags, open_session
-from tilenet.models.store import ModelFiles, cache_folder
+from tilenet.models.store import ModelFiles, cache_folder, keep
 
 __all__ = ["Footprint", "answer", "footprint"]
 
@@ -79,7 +78,7 @@ def footprint(files: ModelFiles, setup: Setup) -> Footprint | None:
     _logger.info("trying how much memory %s takes, once", files.card.name)
     found = _tried(files, setup)
     if found is not None and found.per_pixel < math.inf:
-        _keep(path, found)
+        keep(path, json.dumps(asdict(found)).encode())  # if it cannot, it is tried again
     return found
 
 
@@ -97,17 +96,6 @@ def _name(files: ModelFiles, setup: Setup) -> str:
     made_by = (_TRIED_AS, setup.backend, library, setup.device_class, setup.precision, machine)
     own = (files.sha256, files.card.margin, files.divisor, *made_by)
     return hashlib.sha256("\0".join(map(repr, own)).encode()).hexdigest()
-
-
-def _keep(path: Path, found: Footprint) -> None:
-    with suppress(OSError):  # whoever cannot write there tries again
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temp = temporary(path)
-        try:
-            temp.write_text(json.dumps(asdict(found)))
-            temp.replace(path)
-        finally:
-            temp.unlink(missing_ok=True)
 
 
 def _tried(files: ModelFiles, setup: Setup) -> Footprint | None:

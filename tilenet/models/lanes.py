@@ -50,7 +50,7 @@ def to_device(values: NDArray[Any], device: torch.device) -> torch.Tensor:
 def _uploads(device: torch.device) -> torch.cuda.Stream:
     """Return a device's stream for uploads: one, whose memory serves again."""
     # Streams of a priority come from a pool of 32 that goes round: another priority has another.
-    stream: torch.cuda.Stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+    stream: torch.cuda.Stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]  # torch
     return stream
 
 
@@ -76,7 +76,7 @@ class _CudaLane(Lane):
     """A stream of its own, which follows what the caller has begun and is followed by the rest."""
 
     def __init__(self, device: torch.device) -> None:
-        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch
 
     @contextmanager
     def entered(self, uploads: Iterable[Upload]) -> Iterator[None]:

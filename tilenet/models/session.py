@@ -42,6 +42,8 @@ __all__ = [
 Backend = Literal["torch", "openvino", "inductor"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
+_PRECISIONS: dict[str, Precision] = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp16"}
+
 Weights = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 Tile = tuple[Any, int, int]
@@ -233,23 +235,23 @@ def _choose_device(wanted: str) -> str:
     return wanted
 
 
-def _choose_precision(backend: Backend, device: str, wanted: str) -> Precision:
-    if wanted not in ("auto", "fp32", "bf16", "fp16"):
+def _choose_precision(device: str, wanted: str) -> Precision:
+    asked = _PRECISIONS.get(wanted)
+    if asked is None and wanted != "auto":
         raise ModelError(f"no precision {wanted}", "--precision", "choose auto, fp32, bf16 or fp16")
     if device.startswith("cuda"):
-        if wanted != "auto":
-            return wanted  # type: ignore[return-value]
+        if asked is not None:
+            return asked
         import torch
 
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    if wanted == "auto":
+    if asked is None:
         return "bf16" if cpu_flags() & {"amx_bf16", "bf16"} else "fp32"
-    if wanted not in cpu_precisions():
+    if asked not in cpu_precisions():
         raise ModelError(
-            f"this processor has no {wanted} arithmetic", "--precision", "use --precision fp32"
+            f"this processor has no {asked} arithmetic", "--precision", "use --precision fp32"
         )
-    del backend
-    return wanted  # type: ignore[return-value]
+    return asked
 
 
 def cpu_precisions() -> set[str]:
@@ -326,7 +328,7 @@ def choose(
     if chosen_device != device and device != "auto":
         raise ModelError(f"OpenVINO does not run on {device}", "--device", "use --device cpu")
     chosen = _choose_backend(files, chosen_device, backend)
-    chosen_precision = _choose_precision(chosen, chosen_device, precision)
+    chosen_precision = _choose_precision(chosen_device, precision)
     why = {
         ("openvino", "cpu"): f"OpenVINO is the fastest on this {platform.machine()} CPU",
         ("torch", "cpu"): "OpenVINO is not used here",

@@ -9,11 +9,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from tilenet.durable import temporary
 from tilenet.errors import ModelError
 from tilenet.models.card import ModelCard, parse_card
 from tilenet.strangers import is_file, is_folder, parse_json
 
-__all__ = ["BUNDLED", "ModelFiles", "bundled_models", "cache_folder", "find_model", "identified"]
+__all__ = [
+    "BUNDLED",
+    "ModelFiles",
+    "bundled_models",
+    "cache_folder",
+    "find_model",
+    "identified",
+    "keep",
+]
 
 BUNDLED = Path(__file__).parent / "bundled"
 DEFAULT_CONVERSION = (
@@ -61,6 +70,22 @@ class ModelFiles:
 def cache_folder() -> Path:
     """Return the folder for what can be made again: XDG_CACHE_HOME/tilenet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tilenet"
+
+
+def keep(path: Path, *content: bytes | memoryview) -> bool:
+    """Write a file of the cache, whole or not at all; return whether it could be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temp = temporary(path)
+        try:
+            with temp.open("wb") as file:
+                file.writelines(content)
+            temp.replace(path)
+        finally:
+            temp.unlink(missing_ok=True)
+    except OSError:  # a cache that is somebody else's, or full
+        return False
+    return True
 
 
 def bundled_models() -> list[str]:

@@ -15,9 +15,10 @@ from tilenet.engine.cluster import open_executor
 from tilenet.engine.executor import Executor
 from tilenet.engine.launch import check_device, is_elsewhere, worker_count
 from tilenet.engine.meter import Meter
-from tilenet.engine.plan import Plan, choose_tile, format_of, smaller_tiles
+from tilenet.engine.plan import Plan, format_of
 from tilenet.engine.request import Job, Request, open_job, plan_for
 from tilenet.engine.skipping import finished_mask
+from tilenet.engine.tiling import choose_tile, smaller_tiles
 from tilenet.errors import UsageError, without_secrets
 from tilenet.events import Tracker
 from tilenet.models.session import Setup, cores, network_shape

@@ -32,7 +32,7 @@ def ask(url: str, headers: dict[str, str] | None = None) -> AbstractContextManag
     place = RemoteName(url)
     request = urllib.request.Request(url, headers=headers or {})  # noqa: S310 - http(s) only
     try:
-        answer: HTTPResponse = urllib.request.urlopen(request, timeout=_PATIENCE)  # noqa: S310
+        answer: HTTPResponse = urllib.request.urlopen(request, timeout=_PATIENCE)  # noqa: S310 - so
     except urllib.error.HTTPError as error:
         raise InputError(f"the server answers {error.code} {error.reason}", place.url, "check it") \
             from error  # fmt: skip

@@ -142,7 +142,7 @@ def _georeference(path: str, dataset: Any) -> Georeference:
     rpcs = dataset.tags(ns="RPC")
     return Georeference(
         crs_wkt=wkt(dataset.crs),
-        transform=transform if placed else None,  # type: ignore[arg-type]
+        transform=transform if placed else None,  # type: ignore[arg-type]  # six numbers
         gcps=tuple((g.row, g.col, g.x, g.y, g.z or 0.0) for g in gcps),
         gcp_crs_wkt=wkt(gcp_crs) if gcps else None,
         rpcs=tuple(sorted(rpcs.items())),

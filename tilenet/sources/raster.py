@@ -224,8 +224,8 @@ class Raster:
                 where = part.slices(box.row, box.col)
                 made = warp(values, kept, source, places, to.size, blank)
                 pixels[(slice(None), *where)], valid[where] = made
-                for one in hurt or ():
-                    damaged.append(touched(one, part, places))  # type: ignore[union-attr]
+                if damaged is not None and hurt is not None:
+                    damaged += [touched(one, part, places) for one in hurt]
         return pixels, None if valid.all() else valid
 
     def _read_grid(
@@ -247,8 +247,8 @@ class Raster:
             source, hurt = source_window(stripe, grid), None if damaged is None else list[Window]()
             values, kept = self._read_around(handle, source, fill, hurt)
             values, kept = resample(values, kept, source, stripe, grid, blank)
-            for one in hurt or ():
-                damaged.append(target_window(one, grid, size).intersection(stripe))  # type: ignore[union-attr]
+            if damaged is not None and hurt is not None:
+                damaged += [target_window(one, grid, size).intersection(stripe) for one in hurt]
             where = stripe.slices(box.row, box.col)
             pixels[(slice(None), *where)] = values
             valid[where] = True if kept is None else kept

@@ -177,7 +177,7 @@ def _limit(saturation: NDArray[np.float32], value: NDArray[np.uint8]) -> float |
 
     if not saturation.size:
         return None  # all black
-    threshold = float(threshold_otsu(saturation))  # type: ignore[no-untyped-call]
+    threshold = float(threshold_otsu(saturation))  # type: ignore[no-untyped-call]  # skimage
     glass = saturation <= threshold
     if glass.all():
         return None  # of one colour

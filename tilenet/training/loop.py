@@ -88,7 +88,7 @@ class Trainer:
             dataloader_config=DataLoaderConfiguration(split_batches=True),
         )
         self._averaging = config.ema > 0
-        averaging = get_ema_multi_avg_fn(self.schedule.memory)  # type: ignore[no-untyped-call]
+        averaging = get_ema_multi_avg_fn(self.schedule.memory)  # type: ignore[no-untyped-call]  # torch
         self._average = AveragedModel(
             work.network, multi_avg_fn=averaging, use_buffers=True
         ).to(self._accelerator.device)  # fmt: skip

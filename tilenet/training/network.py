@@ -74,7 +74,7 @@ def _load_from_hub(network: nn.Module, config: TrainConfig, arguments: dict[str,
             config.encoder, arguments["in_channels"], config.encoder_weights,
             int(arguments.get("encoder_depth", 5)),
         )  # fmt: skip
-        network.encoder.load_state_dict(state)  # type: ignore[union-attr]
+        network.encoder.load_state_dict(state)  # type: ignore[union-attr]  # a module
     except _HUB_ERRORS as error:
         raise ModelError(
             f"{config.encoder}'s weights cannot be had: {error}", where,
@@ -150,7 +150,7 @@ def load_encoder(network: nn.Module, encoder: str, path: Path) -> None:
     except Exception as error:
         # torch.load raises whatever a damaged or malicious archive makes it meet.
         raise ModelError(f"the weights do not read: {error}", path, "check the file") from error
-    part: nn.Module = network.encoder  # type: ignore[assignment]
+    part: nn.Module = network.encoder  # type: ignore[assignment]  # a module
     wanted = part.state_dict()
     found = _by_name(state, wanted) or _by_order(state, encoder, wanted)
     if found is None:
