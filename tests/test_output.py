@@ -232,16 +232,23 @@ def test_a_crash_before_the_file_has_its_name(
     source, model, tmp_path, monkeypatch, name, probabilities, blocks
 ):
     out, options = tmp_path / name, blocks | {"probabilities": probabilities}
+
+    def write(_read, _spec, _out, before, _scratch):
+        before({"sha256": "", "size": 0})
+        raise Crash
+
     with monkeypatch.context() as patch:
         # The process is gone: what it would still tidy up stays.
-        patch.setattr(output, "write_geotiff", crash)
-        patch.setattr(output, "write_png", crash)
+        patch.setattr(output, "write_geotiff", write)
+        patch.setattr(output, "write_png", write)
         patch.setattr(durable, "write_all", crash)
         patch.setattr(type(out), "unlink", lambda *_a, **_k: None)
         with pytest.raises(Crash):
             run(source, out, model, **options)
     assert not out.exists()
-    assert (tmp_path / f"{name}.tilenet.json").exists() == probabilities
+    in_a_group = name == "x.png" and blocks is ONE_BLOCK and not probabilities
+    assert (tmp_path / f"{name}.tilenet.json").exists() != in_a_group
+    assert (tmp_path / "x.prob.tif").exists() == probabilities
     run(source, out, model, **options)
     expected = run(source, tmp_path / f"expected.{name}", model, **options)
     assert np.array_equal(mask_of(out), mask_of(expected.output))

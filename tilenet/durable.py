@@ -9,13 +9,23 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import batched
 from pathlib import Path
 
-__all__ = ["append", "rename", "sync_all", "sync_directory", "temporary", "write", "write_all"]
+__all__ = [
+    "append",
+    "remove_folder",
+    "rename",
+    "sync_all",
+    "sync_directory",
+    "temporary",
+    "write",
+    "write_all",
+]
 
 _SYNCS = 8
 _OPEN = 64  # files at a time: other threads need handles too
@@ -159,3 +169,10 @@ def rename(source: Path, target: Path) -> None:
     sync_directory(target.parent)
     if source.parent != target.parent:
         sync_directory(source.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder and all in it: its name first, so that a crash leaves no half of it there."""
+    gone = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    rename(path, gone)
+    shutil.rmtree(gone)

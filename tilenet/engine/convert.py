@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from tilenet.engine.journal import BlockRecord
 from tilenet.engine.output import check_free, export, publish, upper_levels
 from tilenet.engine.plan import block_levels, check_png, format_of, hash_of
 from tilenet.engine.recipe import lattice_of
-from tilenet.engine.runfolder import STORE, scratch
+from tilenet.engine.replaced import scratch
+from tilenet.engine.runfolder import STORE
 from tilenet.errors import UsageError, VerifyError
 from tilenet.geometry import Window
 from tilenet.sinks import MaskStore, check_slides, open_store
@@ -60,7 +62,8 @@ def convert(path: Path, out: Path, *, overwrite: bool) -> None:
         raise VerifyError("the mask is damaged", path, "run tilenet verify --repair")
     if name == "png":
         check_png(found.spec.height, found.spec.width, path)
-    check_free(out, found.spec, one_file=name != "zarr", overwrite=overwrite)
+    check = partial(check_free, out, found.spec, one_file=name != "zarr", overwrite=overwrite)
+    check()
     identity = {k: v for k, v in found.document["identity"].items() if k != "label"}
     identity["format"] = name
     spec = replace(found.spec, label=None)  # what was an image's label becomes a mask of its own
@@ -69,6 +72,7 @@ def convert(path: Path, out: Path, *, overwrite: bool) -> None:
     found = replace(found, document=document)
     pixels = _Pixels(found)
     with scratch(out) as folder:
+        check()  # an export that was killed may have left an old one there
         if name == "zarr":
             _write_store(found, document, pixels, folder / STORE)
             publish(folder / STORE, out, overwrite=overwrite)

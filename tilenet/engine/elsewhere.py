@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -35,6 +34,7 @@ from tilenet.engine.runfolder import (
     PLAN,
     STORE,
     STRIPS,
+    empty,
     locked,
     remove_run_folder,
     run_folder,
@@ -92,7 +92,7 @@ class RemoteOutput:
 
     def known(self) -> Plan | None:
         """Return the plan of an unfinished run, there or here."""
-        return self._plan() or plan_in_progress(self.local)
+        return self._plan() or plan_in_progress(self.local, overwrite=True)
 
     def tile(self, files: ModelFiles, usual: int) -> int | None:
         """Return the tile of a mask that is there, or begun, if "auto" means it (`tile_there`)."""
@@ -282,7 +282,7 @@ class RemoteOutput:
 
     def _take_up(self, plan: Plan, lease: Lease) -> set[int]:
         """Make the scratch folder hold what lies there; return the blocks that need no sending."""
-        known, here = self._plan(), plan_in_progress(self.local)
+        known, here = self._plan(), plan_in_progress(self.local, overwrite=True)
         folder = f"{self._run}/blocks"
         names = [key.removeprefix(f"{folder}/") for key, _ in self._objects.sizes(folder)]
         there = {int(name[:-5]) for name in names if re.fullmatch(r"(-1|\d+)\.json", name)}
@@ -309,11 +309,7 @@ class RemoteOutput:
             return False
 
     def _empty(self) -> None:
-        for path in self._folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name not in (LOCK, _TOKEN):
-                path.unlink()
+        empty(self._folder, keep=(LOCK, _TOKEN))
 
     def _fetch(self, plan: Plan, there: set[int]) -> set[int]:
         """Fetch the blocks that are missing here; return those that are whole there."""

@@ -28,6 +28,7 @@ __all__ = [
     "Tally",
     "as_plain",
     "decode",
+    "drop",
     "encode",
     "from_plain",
     "records_of",
@@ -131,6 +132,14 @@ def records_of(paths: Iterable[Path]) -> Iterator[BlockRecord]:
         with path.open("rb") as file:
             for record, _ in _whole_records(file):
                 yield record
+
+
+def drop(path: Path, gone: Callable[[BlockRecord], bool]) -> int:
+    """Take records out of a journal to which nobody appends; return how many."""
+    dropped = sum(map(gone, records_of([path])))
+    if dropped:
+        durable.write(path, b"".join(encode(r) for r in records_of([path]) if not gone(r)))
+    return dropped
 
 
 class Tally:

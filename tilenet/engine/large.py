@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
@@ -19,18 +19,18 @@ from tilenet.engine.admission import revoke
 from tilenet.engine.decided import files_of
 from tilenet.engine.document import Finished, encode_document, plan_document
 from tilenet.engine.executor import Executor
-from tilenet.engine.journal import BlockRecord, Journal, decode, records_of
+from tilenet.engine.journal import BlockRecord, Journal, decode, drop, records_of
 from tilenet.engine.lost import mark_lost
 from tilenet.engine.meter import Meter
 from tilenet.engine.output import (
     check_in_progress,
     check_output,
     export,
-    plan_in_progress,
     publish,
     upper_levels,
 )
 from tilenet.engine.plan import Plan
+from tilenet.engine.replaced import put_back
 from tilenet.engine.room import check_room, with_room
 from tilenet.engine.run import Progress, run_blocks
 from tilenet.engine.runfolder import (
@@ -58,6 +58,8 @@ __all__ = [
     "run_large",
     "set_up",
 ]
+
+_logger = logging.getLogger(__name__)
 
 JOURNAL = "journal.jsonl"
 _UPPER = -1  # the journal's number for the levels that no block makes alone
@@ -116,7 +118,7 @@ def _adopt(plan: Plan, out: Path, folder: Path, *, overwrite: bool) -> Plan:
         path.unlink()
     for name in (STORE, STRIPS):
         if (folder / name).exists():
-            shutil.rmtree(folder / name)
+            durable.remove_folder(folder / name)
     return plan
 
 
@@ -206,6 +208,7 @@ def _run(
     copy: Copy | None,
 ) -> LargeResult:
     with locked(folder) as owner:
+        put_back(out)
         done = _finished_meanwhile(plan, out, folder, overwrite=overwrite)
         if done is not None:
             progress(plan.raster.height * plan.raster.width)
@@ -232,7 +235,7 @@ def _finished_meanwhile(plan: Plan, out: Path, folder: Path, *, overwrite: bool)
     try:
         done = check_output(out, plan, overwrite=overwrite)
     except OutputError:
-        if plan_in_progress(out) is None:  # the folder is ours, and empty
+        if not (folder / PLAN).exists():  # the folder is ours, and empty
             remove_run_folder(folder)
         raise
     if done is not None:
@@ -240,9 +243,31 @@ def _finished_meanwhile(plan: Plan, out: Path, folder: Path, *, overwrite: bool)
     return done
 
 
+def _is_gone(root: Path, record: BlockRecord) -> bool:
+    """Whether a file that a journal lists is not there: nothing else would tell it from 255."""
+    try:
+        return any(
+            digest is not None and (root / path).stat().st_size != size
+            for path, digest, size in record.files
+        )
+    except FileNotFoundError:
+        return True
+
+
+def _drop_gone(folder: Path) -> None:
+    """Take blocks whose files somebody has removed out of the journals: they are made again."""
+    gone = partial(_is_gone, folder / STORE)
+    dropped = sum(drop(path, gone) for path in journals(folder))
+    if dropped:
+        _logger.warning("%d finished blocks have lost files, and are made again", dropped)
+        for path in journals(folder):
+            drop(path, lambda record: record.block == _UPPER)
+
+
 @contextmanager
 def _journal(plan: Plan, folder: Path, owner: Owner, copy: Copy | None) -> Iterator[Journal]:
     """Open the journal of a whole run; what parts have made becomes its own."""
+    _drop_gone(folder)
     store = MaskStore(folder / STORE, plan.spec)
     after = _nothing if copy is None else partial(copy.take, store.root)
     with Journal(folder / JOURNAL, owner.check, after) as journal:
@@ -265,12 +290,13 @@ def complete(plan: Plan, out: Path, folder: Path, check: Callable[[], None]) -> 
         Another run has taken the folder away.
     """
     with locked(folder, last_part=True) as owner:
+        put_back(out)
         done = check_output(out, plan, overwrite=False)  # one that was killed had just finished it
         if done is None:
             plan = set_up(plan, out, folder)
             with _journal(plan, folder, owner, None) as journal:
                 if len(journal.blocks - {_UPPER}) < plan.lattice.blocks:
-                    raise OutputError("this output was begun anew", folder, "run all parts again")
+                    raise OutputError("finished blocks have gone", folder, "run all parts again")
                 owner.check()
                 done = _finish(plan, folder, out, journal, check, overwrite=False, copy=None)
         remove_run_folder(folder)
@@ -296,6 +322,8 @@ def _finish(
     What takes long asks now and then, by `check`, whether it is still wanted.
     """
     store = MaskStore(folder / STORE, plan.spec)
+    if any(_is_gone(store.root, record) for record in records_of([folder / JOURNAL])):
+        raise ResourceError("files of finished blocks have gone", store.root, "a rerun resumes")
 
     def read(array: str, window: Window) -> NDArray[np.uint8]:
         check()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,15 @@ from tilenet.engine.document import (
     sidecar,
 )
 from tilenet.engine.journal import BlockRecord
-from tilenet.engine.plan import Plan
+from tilenet.engine.plan import Format, Plan
+from tilenet.engine.replaced import companions, move_aside, put_back
 from tilenet.engine.runfolder import PLAN, locked, remove_run_folder, run_folder
-from tilenet.errors import InputError, OutputError
+from tilenet.errors import InputError, OutputError, ResourceError
 from tilenet.geometry import Window
 from tilenet.models.store import ModelFiles
 from tilenet.pyramid import halve
 from tilenet.sinks import (
+    Before,
     MaskSpec,
     MaskStore,
     StoredChunk,
@@ -60,18 +61,40 @@ Read = Callable[[Window], NDArray[Any]]
 _SCRATCH = "export"
 
 
-def _companions(out: Path, *, probabilities: bool) -> list[Path]:
-    """Return the files that belong to a one-file mask."""
-    beside = [sidecar(out), out.with_name(f"{out.name}.aux.xml")]
-    return [*beside, probabilities_of(out)] if probabilities else beside
+def plan_in_progress(out: Path, *, overwrite: bool = False) -> Plan | None:
+    """Return the plan of an unfinished run of this output, None if there is none.
 
+    Parameters
+    ----------
+    out : Path
+        The mask.
+    overwrite : bool
+        One that does not read may be dropped, and counts as none.
 
-def plan_in_progress(out: Path) -> Plan | None:
-    """Return the plan of an unfinished run of this output, None if there is none that reads."""
+    Raises
+    ------
+    ResourceError
+        There is one that the disk does not give: not to be taken for none, whose work is removed.
+    OutputError
+        There is one that does not read: another version's.
+    """
+    file = run_folder(out) / PLAN
     try:
-        return Plan.load((run_folder(out) / PLAN).read_bytes())
-    except (OSError, ValueError):
+        return Plan.load(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise ResourceError(
+            f"the plan of an unfinished run cannot be read: {error.strerror}", file,
+            "a rerun resumes",
+        ) from error  # fmt: skip
+    except ValueError as error:
+        if overwrite:
+            return None
+        raise OutputError(
+            "an unfinished run there is of another version of tilenet", file,
+            "finish it with that version, or --overwrite to drop it",
+        ) from error  # fmt: skip
 
 
 def tile_there(out: Path, files: ModelFiles, usual: int) -> int | None:
@@ -79,10 +102,10 @@ def tile_there(out: Path, files: ModelFiles, usual: int) -> int | None:
 
     That is, if the same model makes it, with the usual tile or one that memory has made smaller.
     """
-    known = plan_in_progress(out)
-    if known is not None:
-        return known.automatic_tile(files, usual)
     try:
+        known = plan_in_progress(out)
+        if known is not None:
+            return known.automatic_tile(files, usual)
         return tile_of(_document(out), files, usual) if out.exists() else None
     except OutputError:
         return None  # what is wrong with it is told where it is looked at
@@ -100,7 +123,7 @@ def tile_of(document: Mapping[str, Any], files: ModelFiles, usual: int) -> int |
 
 def _check_companions(out: Path, *, probabilities: bool) -> None:
     """Raise if what would lie beside the mask lies there already and is not ours."""
-    there = [path for path in _companions(out, probabilities=probabilities) if path.exists()]
+    there = [path for path in companions(out, probabilities=probabilities) if path.exists()]
     known = read_sidecar(out) if there else None
     foreign = [
         path for path in there
@@ -180,7 +203,7 @@ def check_in_progress(out: Path, plan: Plan, *, overwrite: bool) -> Plan | None:
     OutputError
         It is another run's and not to be overwritten.
     """
-    known = plan_in_progress(out)
+    known = plan_in_progress(out, overwrite=overwrite)
     if known is None or overwrite:
         return known
     keys = differing(plan.identity(), known.identity())
@@ -199,8 +222,12 @@ def sweep(out: Path, plan: Plan) -> None:
     One without a plan holds no run; or it is what is left of one whose removal was cut short. A
     label whose image does not list it yet is listed.
     """
-    folder, known = run_folder(out), plan_in_progress(out)
-    ours = known is None or known.hash == plan.hash
+    folder = run_folder(out)
+    try:
+        known = plan_in_progress(out)
+        ours = known is None or known.hash == plan.hash
+    except (OutputError, ResourceError):
+        ours = False
     unlisted = plan.label is not None and not is_listed(out)
     if unlisted:
         folder.mkdir(exist_ok=True)
@@ -228,40 +255,15 @@ def upper_levels(store: MaskStore, first: int) -> list[StoredChunk]:
     return stored
 
 
-@contextmanager
-def _making_room(out: Path, *, overwrite: bool) -> Iterator[None]:
-    """Move an old output of ours aside, into the run folder; back if its successor fails."""
-    moved: list[Path] = []
-    if overwrite and out.exists():
-        known = read_sidecar(out) or {}
-        # A store has none: what lies there is not ours.
-        beside = [] if out.is_dir() else _companions(out, probabilities="probabilities" in known)
-        parts = [out, *beside]
-        moved = [path for path in parts if path.exists()]
-    aside = run_folder(out) / "replaced"
-    if moved:
-        aside.mkdir(parents=True, exist_ok=True)
-    try:
-        for path in moved:
-            if (aside / path.name).is_dir():  # a run that was killed had replaced it
-                shutil.rmtree(aside / path.name)
-            path.replace(aside / path.name)
-        yield
-    except BaseException:
-        if not out.exists():  # or its successor has its name, and is whole
-            for path in moved:
-                if (aside / path.name).exists():
-                    (aside / path.name).replace(path)
-        raise
-
-
 _BUSY = {errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY, errno.EACCES, errno.EPERM, errno.EXDEV}
 
 
 def publish(store: Path, out: Path, *, overwrite: bool, label: bool = False) -> None:
     """Give a finished store its final name; a label of an image goes into its list then."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    with _making_room(out, overwrite=overwrite):
+    try:
+        if overwrite:
+            move_aside(out)
         try:
             durable.rename(store, out)
         except OSError as error:
@@ -270,6 +272,19 @@ def publish(store: Path, out: Path, *, overwrite: bool, label: bool = False) -> 
             raise OutputError(f"cannot be renamed: {error.strerror}", out, "is it busy?") from error
         if label:
             enlist(out, run_folder(out))
+    except BaseException:
+        put_back(out)
+        raise
+
+
+def _write(form: Format, read: Read, spec: MaskSpec, out: Path, before: Before) -> None:
+    scratch = run_folder(out) / _SCRATCH
+    if form == "png":
+        write_png(read(Window(0, 0, spec.height, spec.width)), spec, out, before, scratch)
+    elif form == "ome-tiff":
+        write_ome_tiff(read, spec, out, before, scratch)
+    else:
+        write_geotiff(read, spec, out, before, scratch)
 
 
 def export(
@@ -306,28 +321,24 @@ def export(
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir()
+    beside = probabilities_of(out)
 
-    def note(written: dict[str, Any]) -> None:
+    def replace(written: dict[str, Any]) -> None:
+        if overwrite:
+            move_aside(out)
         content = encode_sidecar(document | written)
         durable.write(sidecar(out), content, scratch=folder)
+        if spec.channels:
+            durable.rename(folder / beside.name, beside)
 
-    with _making_room(out, overwrite=overwrite):
-        try:
-            if spec.channels:
-                document["probabilities"] = {}
-                note({})
-                document["probabilities"] = write_probabilities(
-                    read_probabilities, spec, probabilities_of(out), folder
-                )
-            if document["identity"]["format"] == "png":
-                whole = Window(0, 0, spec.height, spec.width)
-                write_png(read(whole), spec, out, note, folder)
-            elif document["identity"]["format"] == "ome-tiff":
-                write_ome_tiff(read, spec, out, note, folder)
-            else:
-                write_geotiff(read, spec, out, note, folder)
-        except BaseException:
-            if not out.exists():  # the mask got its name last: where it is, all is there
-                for path in _companions(out, probabilities=bool(spec.channels)):
-                    path.unlink(missing_ok=True)
-            raise
+    try:
+        if spec.channels:
+            made = write_probabilities(read_probabilities, spec, folder / beside.name, folder)
+            document["probabilities"] = made
+        _write(document["identity"]["format"], read, spec, out, replace)
+    except BaseException:
+        if not out.exists():  # the mask got its name last: where it is, all is there
+            for path in companions(out, probabilities=bool(spec.channels)):
+                path.unlink(missing_ok=True)
+            put_back(out)
+        raise

@@ -31,6 +31,7 @@ from tilenet.engine.output import (
 )
 from tilenet.engine.plan import Plan
 from tilenet.engine.reading import read_window
+from tilenet.engine.replaced import put_back
 from tilenet.engine.request import Job, Request, open_job, plan_for
 from tilenet.engine.runfolder import STORE, locked, remove_run_folder, run_folder
 from tilenet.engine.task import session_for
@@ -157,6 +158,7 @@ def _write(
     folder = run_folder(out)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
+        put_back(out)
         check_in_progress(out, plan, overwrite=config.overwrite)
         try:
             if check_output(out, plan, overwrite=config.overwrite) is not None:

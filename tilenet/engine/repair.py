@@ -28,7 +28,8 @@ from tilenet.engine.meter import Spans
 from tilenet.engine.output import plan_in_progress
 from tilenet.engine.plan import Plan
 from tilenet.engine.recipe import plan_from
-from tilenet.engine.runfolder import PLAN, STORE, STRIPS, locked, outside, run_folder, scratch
+from tilenet.engine.replaced import scratch
+from tilenet.engine.runfolder import PLAN, STORE, STRIPS, locked, outside, run_folder
 from tilenet.engine.task import Worker, finish_block
 from tilenet.errors import OutputError, VerifyError
 from tilenet.geometry import Window

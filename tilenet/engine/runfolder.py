@@ -6,11 +6,11 @@ import errno
 import fcntl
 import os
 import secrets
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from tilenet import durable
 from tilenet.errors import OutputError, ResourceError
 from tilenet.part import Part
 
@@ -20,12 +20,12 @@ __all__ = [
     "STORE",
     "STRIPS",
     "Owner",
+    "empty",
     "locked",
     "outside",
     "part_locked",
     "remove_run_folder",
     "run_folder",
-    "scratch",
     "set_up_alone",
 ]
 
@@ -202,27 +202,13 @@ def set_up_alone(folder: Path) -> Iterator[None]:
         owner.check()
 
 
-@contextmanager
-def scratch(out: Path) -> Iterator[Path]:
-    """Own a run folder for work that holds no run and, after a crash, is begun anew.
-
-    Raises
-    ------
-    OutputError
-        Somebody else is at work on this output.
-    """
-    folder = run_folder(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        for path in folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name != LOCK:
-                path.unlink()
-        try:
-            yield folder
-        finally:
-            remove_run_folder(folder)
+def empty(folder: Path, keep: Container[str] = (LOCK,)) -> None:
+    """Remove what is in a folder that is ours and locked, but for some files."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            durable.remove_folder(path)
+        elif path.name not in keep:
+            path.unlink()
 
 
 def remove_run_folder(folder: Path) -> None:
@@ -231,11 +217,7 @@ def remove_run_folder(folder: Path) -> None:
     Another run may want the folder from then on: what it does there stays.
     """
     try:
-        for path in folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name != LOCK:
-                path.unlink()
+        empty(folder)
         (folder / LOCK).unlink(missing_ok=True)
         try:
             folder.rmdir()

@@ -128,7 +128,7 @@ def predict_one(
     scenes = scenes_of(found, config)
     if skipped := skip_finished([job], config, tracker, scenes, named=True):
         return PredictResult((), skipped=tuple(skipped.values()))
-    known = plan_in_progress(out)
+    known = plan_in_progress(out, overwrite=config.overwrite)
     setup = None if known is None else known.setup
     with cluster_for(config) as cluster:
         request = request_for(config, setup, scenes, cluster)

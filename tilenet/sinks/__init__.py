@@ -11,11 +11,12 @@ from tilenet.sinks.ometiff import check_slides, write_ome_tiff
 from tilenet.sinks.png import encode_png, write_png
 from tilenet.sinks.seal import Seal
 from tilenet.sinks.skeleton import complete, seal_path
-from tilenet.sinks.spec import ArrayLayout, LabelOf, MaskSpec, ZarrFormat, zarr_format_for
+from tilenet.sinks.spec import ArrayLayout, Before, LabelOf, MaskSpec, ZarrFormat, zarr_format_for
 from tilenet.sinks.store import MaskStore, StoredChunk, document, documents, open_store
 
 __all__ = [
     "ArrayLayout",
+    "Before",
     "LabelOf",
     "MaskSpec",
     "MaskStore",
