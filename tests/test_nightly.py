@@ -265,6 +265,27 @@ class TestSkipping:
             found = json.loads(done.out)
             assert (len(found["runs"]), found["skipped"]) == (1, [])
 
+    @pytest.mark.parametrize("more", [[], ["--format", "cog"], ["--format", "zarr"]])
+    @pytest.mark.parametrize("letters", [239, 246])
+    def test_a_name_that_is_too_long_for_its_mask(self, cli, three, model, tmp_path, letters, more):
+        """It fails alone; with 239 letters only a mask that has files beside it does."""
+        write_image(three / f"{'x' * letters}.png", picture(30, 40))
+        fits = letters == 239 and "zarr" in more
+        for skip in [], ["--skip-finished"], ["--skip-finished"]:
+            done = cli(*line(three, tmp_path / "m", model, *more, *skip, "--json"))
+            assert done.code == (0 if fits else 7), done.err
+            found = json.loads(done.out)
+            assert len(found["runs"]) + len(found.get("skipped", ())) == 3 + fits
+            assert ["too long" in one["error"] for one in found["failed"]] == [True] * (not fits)
+
+    @pytest.mark.parametrize("letters", [239, 246, 251])
+    def test_one_whose_name_is_too_long(self, cli, three, model, tmp_path, letters):
+        out = tmp_path / f"{'x' * letters}.tif"
+        done = cli(*line(three / "0.png", out, model))
+        assert done.code == 5
+        assert "too long" in done.err
+        assert "--out" in done.err
+
     def test_one_raster(self, cli, three, model, tmp_path):
         arguments = line(three / "0.png", tmp_path / "m.png", model, "--skip-finished", "--json")
         assert json.loads(cli(*arguments).out)["tiles_forwarded"] == 2

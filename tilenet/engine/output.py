@@ -60,6 +60,9 @@ Read = Callable[[Window], NDArray[Any]]
 
 _SCRATCH = "export"
 
+# A folder whose name is too long is not there; that no mask can be made is told by who makes it.
+_NOTHING = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}
+
 
 def plan_in_progress(out: Path, *, overwrite: bool = False) -> Plan | None:
     """Return the plan of an unfinished run of this output, None if there is none.
@@ -81,9 +84,9 @@ def plan_in_progress(out: Path, *, overwrite: bool = False) -> Plan | None:
     file = run_folder(out) / PLAN
     try:
         return Plan.load(file.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
     except OSError as error:
+        if error.errno in _NOTHING:
+            return None
         raise ResourceError(
             f"the plan of an unfinished run cannot be read: {error.strerror}", file,
             "a rerun resumes",

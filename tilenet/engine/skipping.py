@@ -12,7 +12,7 @@ from tilenet.engine.request import ENDINGS, Job
 from tilenet.engine.runfolder import run_folder
 from tilenet.errors import TilenetError, without_secrets
 from tilenet.sinks import document
-from tilenet.strangers import is_store, parse_json
+from tilenet.strangers import exists, is_store, parse_json
 
 __all__ = ["finished_mask"]
 
@@ -37,7 +37,7 @@ def finished_mask(
         `job.out` is the mask's own name.
     """
     for out in [job.out] if named else _names(job.out, ENDINGS if wanted is None else [wanted]):
-        if run_folder(out).exists():  # what a crash left is for the run to sweep
+        if exists(run_folder(out)):  # what a crash left is for the run to sweep
             continue
         said = _said(out)
         if _is_of(said, job, scenes) and not said["invalid"]:
