@@ -217,6 +217,18 @@ def test_a_changed_source_repairs_nothing(tmp_path, models):
     assert (out / "mask/c/0/0").read_bytes() == b""
 
 
+def test_a_renamed_source_is_said_to_be(tmp_path, models):
+    """A mask knows its raster by name and content: which of them differs, nobody can tell."""
+    out = make(tmp_path, models, "x.zarr", block=128)
+    (out / "mask/c/0/0").write_bytes(b"")
+    renamed = (tmp_path / "a.tif").rename(tmp_path / "b.tif")
+    with pytest.raises(InputError, match=r"changed or renamed since \(differs in input\).*name"):
+        mask_api.verify(out, repair=True, source=renamed)
+    (tmp_path / "moved").mkdir()
+    moved = renamed.rename(tmp_path / "moved" / "a.tif")
+    assert mask_api.verify(out, repair=True, source=moved).ok
+
+
 def test_verify_refuses_what_is_no_mask(cli, tmp_path, masks):
     assert cli("verify", tmp_path / "missing.zarr").code == 3
     assert cli("verify", masks / "a.tif").code == 3

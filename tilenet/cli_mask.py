@@ -21,7 +21,7 @@ def verify(
         bool, typer.Option("--repair", help="Make what is damaged again, from raster and model.")
     ] = False,
     source: Annotated[
-        Path | None, typer.Option("--input", help="The raster, if it was moved.")
+        Path | None, typer.Option("--input", help="The raster, if it was moved (not renamed).")
     ] = None,
     model: Annotated[
         Path | None, typer.Option("--model", "-m", help="The model, if it was moved.")

@@ -96,7 +96,7 @@ def verify(
     Raises
     ------
     InputError
-        No mask of tilenet's; or, to repair, its raster is missing or was changed.
+        No mask of tilenet's; or, to repair, its raster is missing, or was changed or renamed.
     VerifyError
         What is made again differs from what was written.
     """

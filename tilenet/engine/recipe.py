@@ -130,7 +130,7 @@ def plan_from(document: dict[str, Any], source: Path | None, model: Path | None)
     Raises
     ------
     InputError
-        The raster is missing or was changed, or the model is another one.
+        The raster is missing or was changed or renamed, or the model is another one.
     ModelError
         The model is missing, or this machine cannot run it as it was run.
     """
@@ -162,9 +162,13 @@ def plan_from(document: dict[str, Any], source: Path | None, model: Path | None)
     ours = plan.identity()
     keys = [key for key in sorted(identity) if ours.get(key) != identity[key]]
     if keys:
+        # An input is known by its files' names too, but the same bytes are the same model.
+        how, do = "changed", "put the old one back"
+        if "input" in keys:
+            how, do = "changed or renamed", "put the old one back, by its old name"
         raise InputError(
-            f"what made the mask was changed since (differs in {', '.join(keys)})",
+            f"what made the mask was {how} since (differs in {', '.join(keys)})",
             path,
-            "put the old one back, or run predict again with --overwrite",
+            f"{do}, or run predict again with --overwrite",
         )
     return plan

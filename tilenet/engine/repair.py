@@ -55,7 +55,7 @@ def repair(found: Inspection, source: Path | None = None, model: Path | None = N
     Raises
     ------
     InputError, ModelError
-        The raster or the model is missing, or was changed.
+        The raster or the model is missing, or was changed; or the raster was renamed.
     VerifyError
         What is made differs from what the run made.
     OutputError
