@@ -606,18 +606,6 @@ def test_info_of_one_file_masks(cli, source, model, tmp_path):
         assert found["classes"]["1"] == "class 1"
 
 
-def test_options_of_the_config_file_are_those_of_the_command(cli, source, model, tmp_path):
-    config = tmp_path / "c.toml"
-    config.write_text(
-        f'model = "{model}"\nmodel-config = "{model.with_suffix(".json")}"\n'
-        'no-skip = true\ntile = "auto"\nbatch-size = 2\n'
-    )
-    arguments = ["predict", source, "--out", tmp_path / "x.tif", "--config", config, "--dry-run"]
-    done = cli(*arguments, "--json")
-    assert done.code == 0, done.err
-    assert json.loads(done.out)["estimate"]["batch_size"] == 2
-
-
 def test_a_png_too_large_for_memory(cli, model, tmp_path):
     path = tmp_path / "large.tif"
     profile = {"driver": "GTiff", "width": 9000, "height": 9000, "count": 3, "dtype": "uint8"}

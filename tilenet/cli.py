@@ -22,7 +22,6 @@ import typer
 from tilenet import __version__, cli_evaluate, cli_mask, cli_train
 from tilenet.console import complain as _complain
 from tilenet.console import show as _print
-from tilenet.console import split_numbers as _numbers
 from tilenet.console import tell as _tell
 from tilenet.errors import DISK_FULL, InterruptError, ResourceError, TilenetError
 from tilenet.memory import not_collecting, return_large_arrays
@@ -269,9 +268,8 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         "skip_nodata": False if no_skip else None, "overwrite": overwrite,
         "strict": strict, "read_timeout": read_timeout, "allow_remote": allow_remote,
         "scratch": scratch, "insecure_cluster": insecure_cluster,
-        "classes": None if classes is None else tuple(classes.split(",")),
-        "mean": _numbers(mean, float, "--mean"), "std": _numbers(std, float, "--std"),
-        "value_range": _numbers(value_range, float, "--value-range"), "activation": activation,
+        "classes": classes, "mean": mean, "std": std, "value_range": value_range,
+        "activation": activation,
     }  # fmt: skip
     options = load_config(config, {key: value for key, value in flags.items() if value is not None})
     inputs = inputs or []

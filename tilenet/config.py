@@ -37,7 +37,7 @@ def _plane(value: Any) -> Any:
         return value
     pairs = [part.partition("=") for part in value.split(",")]
     if not all(len(axis) == 1 and index.isdecimal() for axis, _, index in pairs):
-        raise ValueError(f"plane: {value} is not like z=3,t=0")
+        raise ValueError(f"{value!r} is not like z=3,t=0")
     return tuple((axis.lower(), int(index)) for axis, _, index in pairs)
 
 
@@ -54,17 +54,52 @@ def _within(value: str) -> str:
 
 
 def _bands(value: Any) -> Any:
-    """Return ``4,3,2`` or ``red,green,blue`` as numbers and names."""
+    """Return ``4,3,2`` or ``red,green,blue``, or one number, as numbers and names."""
+    if _is_number(value):
+        return (value,)
     if not isinstance(value, str):
         return value
     parts = [part.strip() for part in value.split(",")]
     if not all(parts):
-        raise ValueError(f"bands: {value} is not like 4,3,2 or red,green,blue")
+        raise ValueError(f"{value!r} is not like 4,3,2 or red,green,blue")
     return tuple(int(part) if part.lstrip("-").isdecimal() else part for part in parts)
 
 
 Bands = Annotated[tuple[int | str, ...] | None, BeforeValidator(_bands)]
 """Bands of a raster, from 1 or by name."""
+
+
+def _numbers(value: Any) -> Any:
+    """Return ``0.4,0.5``, or one number, as numbers."""
+    if _is_number(value):
+        return (value,)
+    if not isinstance(value, str):
+        return value
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise ValueError(f"{value!r} is not like 0.5 or 0.4,0.5,0.6") from None
+
+
+def _range(value: Any) -> Any:
+    """Return ``0,255`` as two numbers."""
+    numbers = _numbers(value)
+    if isinstance(numbers, tuple | list) and len(numbers) != 2:
+        raise ValueError(f"{value!r} is not like 0,255")
+    return numbers
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _names(value: Any) -> Any:
+    """Return ``water,road`` as names."""
+    return tuple(value.split(",")) if isinstance(value, str) else value
+
+
+Numbers = Annotated[tuple[FiniteFloat, ...] | None, BeforeValidator(_numbers)]
+"""One number, or one per band."""
 
 
 def _part(value: Any) -> Any:
@@ -201,10 +236,10 @@ class PredictConfig(BaseModel):
     allow_remote: bool = False
     scratch: Annotated[Path, AfterValidator(_absolute)] | None = None
     insecure_cluster: bool = False
-    classes: tuple[str, ...] | None = None
-    mean: tuple[FiniteFloat, ...] | None = None
-    std: tuple[FiniteFloat, ...] | None = None
-    value_range: tuple[FiniteFloat, FiniteFloat] | None = None
+    classes: Annotated[tuple[str, ...] | None, BeforeValidator(_names)] = None
+    mean: Numbers = None
+    std: Numbers = None
+    value_range: Annotated[tuple[FiniteFloat, FiniteFloat] | None, BeforeValidator(_range)] = None
     activation: Activation | None = None
 
     @model_validator(mode="after")
@@ -236,13 +271,44 @@ class PredictConfig(BaseModel):
         return {key: value for key, value in keys.items() if value is not None}
 
 
+_NAMES = {"model_config": "model_config_file"}  # a name that pydantic keeps for itself
+_FLAGS = {"model_config_file": "--model-config", "skip_nodata": "--no-skip"}
+_OF_THE_COMMAND = {
+    "out", "config", "dry_run", "csv", "summary", "progress", "json", "debug",
+}  # fmt: skip
+"""Options that say what the command does with a result, and nothing of the mask."""
+
+
+def _flag(key: object) -> str:
+    return _FLAGS.get(str(key), "--" + str(key).replace("_", "-"))
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    """Return what a TOML file says, by the names of `PredictConfig`."""
+    try:
+        said = tomllib.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"the config does not read: {error}", path, "correct it") from error
+    keys = {key.replace("-", "_"): value for key, value in said.items()}
+    keys = {_NAMES.get(key, key): value for key, value in keys.items()}
+    for key in keys:
+        if key in _OF_THE_COMMAND:
+            raise UsageError("not taken from a file", _flag(key), "give it on the command line")
+    if "no_skip" in keys:
+        value = keys.pop("no_skip")
+        if not isinstance(value, bool):
+            raise UsageError(f"{value!r} is not true or false", "--no-skip", "correct it")
+        keys["skip_nodata"] = not value
+    return keys
+
+
 def load_config(path: Path | None, flags: dict[str, Any]) -> PredictConfig:
     """Return the configuration from a TOML file and flags; flags win.
 
     Parameters
     ----------
     path : Path or None
-        A TOML file with the option names as keys.
+        A TOML file with the option names as keys, and values as on the command line or TOML's own.
     flags : dict
         Options given on the command line.
 
@@ -251,23 +317,14 @@ def load_config(path: Path | None, flags: dict[str, Any]) -> PredictConfig:
     UsageError
         The file does not read, or a key or value is off.
     """
-    keys: dict[str, Any] = {}
-    if path is not None:
-        try:
-            keys = tomllib.loads(path.read_text())
-        except (OSError, ValueError, RecursionError) as error:
-            raise UsageError(f"the config does not read: {error}", path, "correct it") from error
-    keys = {key.replace("-", "_"): value for key, value in keys.items()}
-    if "model_config" in keys:  # a name that pydantic keeps for itself
-        keys["model_config_file"] = keys.pop("model_config")
-    if isinstance(keys.get("no_skip"), bool):  # else it is no key that is known
-        keys["skip_nodata"] = not keys.pop("no_skip")
-    keys |= flags
+    keys = ({} if path is None else _from_file(path)) | flags
     try:
         return PredictConfig.model_validate(keys)
     except ValidationError as error:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
-        option = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
-        where = option if first["loc"] else "--" + message.partition(":")[0]
-        raise UsageError(message, where, "see tilenet predict --help") from error
+        if first["type"] == "extra_forbidden":
+            message = "there is no such option"
+        # Of a value in a list, the option is the first part.
+        key = first["loc"][0] if first["loc"] else message.partition(":")[0]
+        raise UsageError(message, _flag(key), "see tilenet predict --help") from error

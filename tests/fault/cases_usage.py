@@ -82,13 +82,14 @@ TOMLS: dict[str, str | bytes] = {
     "tile 0": "tile = 0\n", "tile of text": 'tile = "large"\n', "tile NaN": "tile = nan\n",
     "threshold infinite": "threshold = inf\n",
     "overlap over 75 %": "tile = 64\noverlap = 60\n", "block of no chunks": "block = 100\n",
-    "one band": "bands = 1\n", "date": "tile = 1979-05-27\n",
+    "date": "tile = 1979-05-27\n",
     "blend of nobody": 'blend = "mean"\n', "format of nobody": 'format = "jpg"\n',
     "no-skip of text": 'no-skip = "perhaps"\n', "classes of numbers": "classes = [1, 2, 3]\n",
     "value_range of one": "value_range = [1]\n", "mean of text": 'mean = ["a"]\n',
     "10,000 digits": "tile = " + "9" * 10_000 + "\n",
 }  # fmt: skip
 FITTING_TOMLS: dict[str, tuple[str, int]] = {
+    "one band": ("bands = 1\n", 4),
     "one band by name": ('bands = ["red"]\n', 4),
     "model with a NUL": ('model = "a\\u0000b"\n', 4),
     "model config with a NUL": ('model_config = "a\\u0000b"\n', 4),
