@@ -349,6 +349,44 @@ def test_foreign_files_beside_the_mask(source, model, tmp_path, name, blocks):
 
 
 @pytest.mark.parametrize("blocks", [BLOCKS, ONE_BLOCK], ids=["blocks", "block"])
+@pytest.mark.parametrize("name", ["x.tif", "x.ome.tif", "x.png"])
+def test_overviews_and_masks_of_others(source, model, tmp_path, name, blocks):
+    """GDAL would show them as the new mask's own: refused before any work, and left there."""
+    endings = ["ovr", "msk", "OVR"]
+    for ending in endings:
+        beside = tmp_path / f"{name}.{ending}"
+        beside.write_bytes(b"theirs")
+        with pytest.raises(OutputError, match=rf"not tilenet's; .*{ending}; move it away"):
+            run(source, tmp_path / name, model, **blocks)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tif", beside.name]
+        assert beside.read_bytes() == b"theirs"
+        beside.unlink()
+    run(source, tmp_path / name, model, **blocks)
+
+
+@pytest.mark.parametrize("name", ["x.tif.ovr", "x.prob.tif.msk"])
+def test_overviews_that_were_made_of_the_old_mask(source, model, tmp_path, name):
+    out, options = tmp_path / "x.tif", {"probabilities": True}
+    first = run(source, out, model, **options)
+    whole = out.read_bytes()
+    (tmp_path / name).write_bytes(b"theirs")
+    assert run(source, out, model, **options).plan_hash == first.plan_hash  # it is there: no work
+    with pytest.raises(OutputError, match=name):
+        run(source, out, model, **options, overwrite=True)
+    (tmp_path / f"y{name[1:]}").write_bytes(b"theirs")
+    with pytest.raises(OutputError, match=f"y{name[1:]}"):
+        mask_api.export(out, tmp_path / "y.tif")
+    out.write_bytes(whole[:-1])
+    with pytest.raises(OutputError, match=name):
+        mask_api.verify(out, repair=True)
+    assert out.read_bytes() == whole[:-1]
+    assert not list(tmp_path.glob(".x*"))
+    (tmp_path / name).unlink()
+    assert mask_api.verify(out, repair=True).ok
+    assert out.read_bytes() == whole
+
+
+@pytest.mark.parametrize("blocks", [BLOCKS, ONE_BLOCK], ids=["blocks", "block"])
 def test_a_busy_output(source, model, tmp_path, blocks):
     out = tmp_path / "x.zarr"
     run_folder(out).mkdir()

@@ -44,6 +44,7 @@ from tilenet.sinks import (
 from tilenet.strangers import parse_json
 
 __all__ = [
+    "check_beside",
     "check_free",
     "check_in_progress",
     "check_output",
@@ -59,6 +60,9 @@ __all__ = [
 Read = Callable[[Window], NDArray[Any]]
 
 _SCRATCH = "export"
+
+# GDAL takes them for an image's own overviews and mask, whoever made them; ours has none beside it.
+_OVERLAYS = (".ovr", ".OVR", ".msk", ".MSK")
 
 # A folder whose name is too long is not there; that no mask can be made is told by who makes it.
 _NOTHING = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}
@@ -124,8 +128,16 @@ def tile_of(document: Mapping[str, Any], files: ModelFiles, usual: int) -> int |
         return None
 
 
-def _check_companions(out: Path, *, probabilities: bool) -> None:
-    """Raise if what would lie beside the mask lies there already and is not ours."""
+def check_beside(out: Path, *, probabilities: bool) -> None:
+    """Raise OutputError if what lies beside a one-file mask, or would, is not ours.
+
+    Parameters
+    ----------
+    out : Path
+        The mask.
+    probabilities : bool
+        It has some.
+    """
     there = [path for path in companions(out, probabilities=probabilities) if path.exists()]
     known = read_sidecar(out) if there else None
     foreign = [
@@ -133,6 +145,9 @@ def _check_companions(out: Path, *, probabilities: bool) -> None:
         if (known is None or path == probabilities_of(out))
         and not (known is not None and "probabilities" in known)
     ]  # fmt: skip
+    rasters = [out, probabilities_of(out)] if probabilities else [out]
+    overlays = (one.with_name(one.name + ending) for one in rasters for ending in _OVERLAYS)
+    foreign += [path for path in overlays if path.exists()]
     if foreign:
         raise OutputError(
             "a file beside the mask exists and is not tilenet's", foreign[0], "move it away"
@@ -172,7 +187,7 @@ def check_output(out: Path, plan: Plan, *, overwrite: bool) -> Finished | None:
     document = _document(out) if there else {}
     if overwrite or not there:
         if plan.format != "zarr":
-            _check_companions(out, probabilities=plan.probabilities)
+            check_beside(out, probabilities=plan.probabilities)
         return None
     keys = differing(plan.identity(), document.get("identity", {}))
     if keys:
@@ -193,7 +208,7 @@ def check_free(out: Path, spec: MaskSpec, *, one_file: bool, overwrite: bool) ->
         if not overwrite:
             raise OutputError("the output exists", out, "choose another, or --overwrite")
     if one_file:
-        _check_companions(out, probabilities=bool(spec.channels))
+        check_beside(out, probabilities=bool(spec.channels))
     if plan_in_progress(out) is not None:
         raise OutputError("an unfinished run of this output", run_folder(out), "finish it first")
 

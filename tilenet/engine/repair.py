@@ -25,7 +25,7 @@ from tilenet.engine.journal import Journal
 from tilenet.engine.large import JOURNAL, run_large
 from tilenet.engine.lost import mark_lost
 from tilenet.engine.meter import Spans
-from tilenet.engine.output import plan_in_progress
+from tilenet.engine.output import check_beside, plan_in_progress
 from tilenet.engine.plan import Plan
 from tilenet.engine.recipe import plan_from
 from tilenet.engine.replaced import scratch
@@ -59,7 +59,8 @@ def repair(found: Inspection, source: Path | None = None, model: Path | None = N
     VerifyError
         What is made differs from what the run made.
     OutputError
-        Another run or repair is at work on this mask, or an unfinished one is to replace it.
+        Another run or repair is at work on this mask, or an unfinished one is to replace it; or a
+        file beside it is not ours.
     """
     known = plan_in_progress(found.path)
     if known is not None and known.hash != found.document["plan_hash"]:
@@ -195,6 +196,7 @@ def _repair_file(found: Inspection, source: Path | None, model: Path | None) -> 
         durable.write(sidecar(out), encode_sidecar(found.document))
         return
     plan = plan_from(found.document, source, model)
+    check_beside(out, probabilities=plan.probabilities)  # before a run folder is begun
     damaged = set(damaged_blocks(out, found.document))
     with scratch(out):  # whatever a crash left there goes
         pass
