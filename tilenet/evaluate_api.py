@@ -24,12 +24,13 @@ def evaluate(pred: Path, truth: Path) -> Evaluation:
     pred : Path
         Zarr store or raster of class indices, 255 = no answer; or a folder of these.
     truth : Path
-        Raster of the same size; or a folder with equal stems.
+        Raster of the same size, and in the same place if both say where; or a folder with equal
+        stems.
 
     Raises
     ------
     InputError
-        A file does not read, has no partner, or another size.
+        A file does not read, has no partner, or another size or place.
     """
     with convert_errors(pred):
         return evaluate_pairs(find_pairs(pred, truth))

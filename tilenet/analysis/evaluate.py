@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,18 +12,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tilenet.analysis.alignment import TOLERANCE, distance
 from tilenet.classes import NODATA, ClassInfo, default_classes
 from tilenet.errors import InputError
-from tilenet.geometry import Window
+from tilenet.geometry import Georeference, Window
 from tilenet.sinks.store import MaskStore, open_store
 from tilenet.sources.folder import SUFFIXES
-from tilenet.training.labels import mask_size, read_keys
+from tilenet.training.labels import mask_place, mask_size, read_keys
 from tilenet.training.layouts import mask_stem
 from tilenet.training.metrics import Scores, confusion
-from tilenet.training.palette import find_palette
+from tilenet.training.palette import COLOUR, Palette, find_palette, key_name
 from tilenet.training.pieces import pieces
 
 __all__ = ["Evaluation", "MaskReader", "evaluate_pairs", "find_pairs", "score"]
+
+_logger = logging.getLogger(__name__)
+_MAX_LISTED = 8
 
 Read = Callable[[Window], NDArray[np.uint8]]
 
@@ -105,6 +110,10 @@ class MaskReader:
         else:
             self.height, self.width = mask_size(str(path))
 
+    def place(self) -> Georeference:
+        """Return where the mask lies on a map."""
+        return mask_place(str(self.path)) if self._store is None else self._store.spec.georeference
+
     def keys(self, window: Window, *, expand: bool = True) -> NDArray[np.int64]:
         """Return values, or colours where there is a colour table, of a window, (h, w)."""
         if self._store is None:
@@ -164,22 +173,68 @@ def _truth_reader(
     names = [c.name for c in classes] or None
     fits = names is None or len(set().union(*counts.values())) <= known or known == 2
     palette = find_palette(counts, names if fits else None)
+    if 0 < known < len(palette.classes):  # the mask can have no others
+        palette = find_palette(counts, names)
+    _say_values(palette, sum(counts.values(), Counter()))
     return (lambda reader: lambda window: palette.apply(reader.keys(window))), len(palette.classes)
 
 
+def _say_values(palette: Palette, pixels: Counter[int]) -> None:
+    """Warn of what counts for nothing, and of grey values that are no numbers of classes.
+
+    Of two values in all, any may be meant.
+    """
+    taken = dict(palette.table)
+    lost = palette.unknown([key for key in pixels if key != NODATA])
+    odd = [
+        key
+        for key in sorted(pixels)
+        if key in lost or (key < COLOUR and key not in (taken.get(key), NODATA))
+    ]
+    if not taken or not odd or (len(palette.classes) == 2 and not lost):
+        return
+    told = [
+        f"{key_name(key)} ({pixels[key]} pixels) "
+        + ("counts for nothing" if key in lost else f"is taken for class {taken[key]}")
+        for key in odd[:_MAX_LISTED]
+    ]
+    more = f", and {len(odd) - _MAX_LISTED} more" if len(odd) > _MAX_LISTED else ""
+    _logger.warning("the truth has values that are no classes: %s%s", ", ".join(told), more)
+
+
+def _check_grids(pred: MaskReader, truth: MaskReader) -> None:
+    """Raise InputError unless pixels of the two can be compared one by one."""
+    if (pred.height, pred.width) != (truth.height, truth.width):
+        raise InputError(
+            f"sizes differ: mask {pred.height}×{pred.width}, truth {truth.height}×{truth.width}",
+            truth.path,
+            "compare masks on one grid",
+        )
+    apart = distance(pred.place(), truth.place(), truth.height, truth.width)
+    if apart is not None and apart > TOLERANCE:
+        raise InputError(
+            f"places differ: mask and truth lie up to {apart:.4g} pixels apart on the map",
+            truth.path,
+            "compare masks on one grid",
+        )
+
+
 def evaluate_pairs(pairs: Sequence[tuple[str, Path, Path]]) -> Evaluation:
-    """Compare masks with truths of the same size.
+    """Compare masks with truths of the same size, and place if both say where they lie.
 
     Truth with two values of any kind is background and object; colours and grey levels are read as
-    training reads them. 255 is "ignore" in the truth and "no answer" in the mask.
+    training reads them, and a warning names grey levels that are no class numbers. 255 is "ignore"
+    in the truth and "no answer" in the mask.
 
     Raises
     ------
     InputError
-        A file does not read, or sizes differ.
+        A file does not read, or sizes or places differ.
     """
     preds = [MaskReader(pred) for _, pred, _ in pairs]
     truths = [(name, MaskReader(truth)) for name, _, truth in pairs]
+    for pred, (_, truth) in zip(preds, truths, strict=True):
+        _check_grids(pred, truth)  # before any pixel is read
     classes = preds[0].classes
     as_classes, count = _truth_reader(truths, classes)
     if not classes:
@@ -188,13 +243,6 @@ def evaluate_pairs(pairs: Sequence[tuple[str, Path, Path]]) -> Evaluation:
         classes = default_classes(count)
     images = []
     for pred, (name, truth) in zip(preds, truths, strict=True):
-        if (pred.height, pred.width) != (truth.height, truth.width):
-            raise InputError(
-                f"sizes differ: mask {pred.height}×{pred.width}, "
-                f"truth {truth.height}×{truth.width}",
-                truth.path,
-                "compare masks on one grid",
-            )
         extent = Window(0, 0, truth.height, truth.width)
         images.append((name, score(as_classes(truth), pred.read, extent, len(classes))))
     return Evaluation(classes, np.sum([m for _, m in images], axis=0), tuple(images))

@@ -15,13 +15,21 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from tilenet import durable
 from tilenet.classes import NODATA
 from tilenet.errors import InputError
-from tilenet.geometry import Window
+from tilenet.geometry import Georeference, Window
 from tilenet.quiet import ignoring
 from tilenet.sources.gdal import DRIVERS
 from tilenet.training.images import strict_reading
 from tilenet.training.palette import COLOUR, Palette, to_keys
 
-__all__ = ["Label", "MaskFile", "ObjectMasks", "mask_size", "merge_objects", "read_keys"]
+__all__ = [
+    "Label",
+    "MaskFile",
+    "ObjectMasks",
+    "mask_place",
+    "mask_size",
+    "merge_objects",
+    "read_keys",
+]
 
 
 class Label(Protocol):
@@ -64,6 +72,27 @@ def mask_size(path: str, page: int = 0) -> tuple[int, int]:
     try:
         with strict_reading(), _open_mask(path, page) as dataset:
             return dataset.height, dataset.width
+    except RasterioError as error:
+        raise InputError(f"the mask does not read: {error}", path, "check the file") from error
+
+
+def mask_place(path: str) -> Georeference:
+    """Return where a mask lies on a map, as far as it says.
+
+    Raises
+    ------
+    InputError
+        It does not open.
+    """
+    try:
+        with strict_reading(), _open_mask(path, 0) as dataset:
+            crs, affine = dataset.crs, dataset.transform
+            a, b, c, d, e, f = (float(value) for value in affine[:6])
+            return Georeference(
+                crs_wkt=crs.to_wkt(version="WKT2_2019") if crs else None,
+                # GDAL's word for none at all.
+                transform=None if affine.is_identity else (a, b, c, d, e, f),
+            )
     except RasterioError as error:
         raise InputError(f"the mask does not read: {error}", path, "check the file") from error
 

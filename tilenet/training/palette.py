@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tilenet.classes import NODATA, ClassInfo, default_classes
 from tilenet.errors import InputError, UsageError
 
-__all__ = ["COLOUR", "Palette", "find_palette", "read_palette", "to_keys"]
+__all__ = ["COLOUR", "Palette", "find_palette", "key_name", "read_palette", "to_keys"]
 
 COLOUR = 1 << 24
 """Added to a colour's 24 bits, so that colours and grey values are keys of one kind."""
