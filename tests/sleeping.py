@@ -38,8 +38,6 @@ class Slowed:
 class Constant:
     """A session that sleeps for each tile; its scores are the same everywhere."""
 
-    batch_size = 1
-
     def __init__(self, channels, seconds):
         self.channels, self._seconds = channels, seconds
         self.lock = threading.Lock()

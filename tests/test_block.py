@@ -1,6 +1,5 @@
 """Forward and join of blocks, with a network of numpy: the cut into blocks never shows."""
 
-from itertools import batched
 from threading import Lock
 
 import numpy as np
@@ -20,7 +19,7 @@ class Numpy:
     """A session whose scores depend on the pixels and on the place inside the tile."""
 
     def __init__(self, channels, positional=True):
-        self.channels, self.batch_size, self.lock = channels, 4, Lock()
+        self.channels, self.lock = channels, Lock()
         self.seen = 0
         self._positional = positional
 
@@ -35,10 +34,9 @@ class Numpy:
 
     def scores(self, tiles, shape):
         height, width = shape
-        for batch in batched(tiles, self.batch_size):
-            for pixels, row, col in batch:
-                self.seen += 1
-                yield self._one(pixels[:, row : row + height, col : col + width])
+        for pixels, row, col in tiles:
+            self.seen += 1
+            yield self._one(pixels[:, row : row + height, col : col + width])
 
     def _one(self, pixels):
         values = pixels.astype(np.float32) / np.float32(255)

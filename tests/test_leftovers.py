@@ -222,3 +222,30 @@ def test_an_export_that_was_killed_gives_the_old_one_back(source, model, tmp_pat
         mask_api.export(mask, out)
     assert files(out) == before
     assert zarr.open_group(mask, mode="r")["mask"].shape == (150, 200)
+
+
+def test_a_folder_goes_on_with_what_its_runs_were_begun_with(tmp_path, monkeypatch):
+    """Torch began one mask, and "auto" would take OpenVINO: for that one it is torch."""
+    options = {"block": 96, "chunk": 96, "precision": "fp32", "tile": 96, "overlap": 32}
+    inputs = tmp_path / "in"
+    inputs.mkdir()
+    first, second = (write_tif(inputs / f"{k}.tif", picture(150, 200, seed=k)) for k in (1, 2))
+    masks = tmp_path / "masks"
+
+    def make(paths, out, **more):
+        return predict(paths, out, PredictConfig(format="zarr", **options | more)).runs
+
+    with monkeypatch.context() as patch:
+        patch.setattr(large, "publish", crash)
+        with pytest.raises(Crash):
+            make([first], masks / "1.zarr", backend="torch")
+    runs = make([inputs], masks)
+    assert [(run.backend, run.blocks_resumed) for run in runs] == [("torch", 6), ("openvino", 0)]
+    make([first], tmp_path / "alone.zarr", backend="torch")
+    assert files(masks / "1.zarr") == files(tmp_path / "alone.zarr")
+    with monkeypatch.context() as patch:
+        patch.setattr(large, "publish", crash)
+        with pytest.raises(Crash):
+            make([second], masks / "3.zarr", backend="torch")
+    with pytest.raises(OutputError, match="differs in backend"):
+        make([second], masks / "3.zarr", backend="openvino")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import replace
 
 import networks
 import numpy as np
@@ -63,6 +64,27 @@ def test_the_contract_sees_a_network_that_breaks_it(models):
 
     session.scores = leaking
     assert not keeps_batch_contract(session, files.card, (48, 64))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+@pytest.mark.parametrize("side", [64, 256])
+def test_how_many_are_forwarded_together_on_a_cpu_changes_nothing(backend, precision, side):
+    """Kernels for several tiles at once would differ from those for one, in the last bits."""
+    files = find_model("nuclei", None, {})
+    pixels = np.random.default_rng(0).integers(0, 256, (3, side, 3 * side), np.uint8)
+    tiles = [(pixels, 0, k * side) for k in range(3)]
+
+    def scores(batch_size, threads=2):
+        how = replace(setup(backend, precision, batch_size), threads=threads)
+        session = open_session(files, how, "uint8")
+        loaded = [(session.load(one), row, col) for one, row, col in tiles]
+        return np.stack([np.array(one) for one in session.scores(loaded, (side, side))])
+
+    alone = scores(1)
+    assert np.array_equal(scores(8), alone)
+    if backend == "openvino":  # torch's kernels follow the threads
+        assert np.array_equal(scores(1, threads=1), alone)
 
 
 # -- backends

@@ -137,7 +137,9 @@ def predict(  # noqa: PLR0913 - one parameter is one option
     blend: Annotated[
         str | None, typer.Option(help="gaussian (default), hann, linear or crop.")
     ] = None,
-    batch_size: Annotated[str | None, typer.Option(help="Tiles per forward call, or auto.")] = None,
+    batch_size: Annotated[
+        str | None, typer.Option(help="Tiles per forward call on a GPU, or auto.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:i.")] = None,
     backend: Annotated[
         str | None, typer.Option(help="auto, torch, openvino, or inductor (compiled torch).")

@@ -126,8 +126,8 @@ class PredictConfig(BaseModel):
     blend : Blend
         Window.
     batch_size : int or None
-        Tiles per forward call; None or "auto" follows the tile and a device's memory. Never changes
-        the result.
+        Tiles per forward call on a GPU; None or "auto" follows the tile and the GPU's memory.
+        Changes nothing on a CPU.
     device, backend, precision : str
         "auto" chooses the fastest.
     level : int or None

@@ -205,6 +205,7 @@ class Plan:
             "chunk": self.chunk,
             "probabilities": self.probabilities,
             **self._label_identity(),
+            **self._batch_identity(),
         }
 
     def _label_identity(self) -> dict[str, Any]:
@@ -212,6 +213,10 @@ class Plan:
             return {}
         label = self.label
         return {"label": [label.levels, *label.scale, *label.offset, *label.units]}
+
+    def _batch_identity(self) -> dict[str, Any]:
+        """On a GPU the library chooses its kernels by the batch, and with them the last bits."""
+        return {} if self.setup.device_class == "cpu" else {"batch_size": self.setup.batch_size}
 
     @cached_property
     def hash(self) -> str:

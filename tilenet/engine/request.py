@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tilenet.config import PredictConfig
-from tilenet.engine.output import tile_there
+from tilenet.engine.output import plan_in_progress, tile_there
 from tilenet.engine.plan import Format, Plan, format_of, make_plan
 from tilenet.engine.tiling import choose_tile
 from tilenet.errors import InputError, UsageError
-from tilenet.models.session import NetworkShape, Setup
+from tilenet.models.session import NetworkShape, Setup, choose
 from tilenet.models.store import ModelFiles
 from tilenet.sinks import read_image
 from tilenet.sources import Grid, Raster, RasterInfo, RemoteName, View, area_of, open_raster
@@ -18,6 +18,7 @@ from tilenet.watchdog import watched
 
 __all__ = ["ENDINGS", "Job", "Request", "open_job", "plan_for"]
 
+_CHOSEN = ("device", "backend", "precision")
 _ZARR_SIDE = 4096  # pixels; larger masks whose format nobody says are Zarr
 
 
@@ -165,8 +166,28 @@ def plan_for(info: RasterInfo, job: Job, request: Request, *, named: bool) -> tu
     tile = request.tile
     if request.follows:
         tile = tile_there(out, request.files, request.usual_tile) or tile
-    plan = make_plan(info, request.files, request.shape, request.setup, config, output, area, tile)
+    setup = _setup_there(out, request) or request.setup
+    plan = make_plan(info, request.files, request.shape, setup, config, output, area, tile)
     return (plan if config.into is None else _as_label(plan, config, config.into)), out
+
+
+def _setup_there(out: Path, request: Request) -> Setup | None:
+    """Return what an unfinished run of this mask runs on, if "auto" chose otherwise for this run.
+
+    Raises
+    ------
+    ModelError
+        This machine does not have it.
+    """
+    known = plan_in_progress(out, overwrite=request.config.overwrite)
+    if known is None:
+        return None
+    differing = [key for key in _CHOSEN if getattr(known.setup, key) != getattr(request.setup, key)]
+    if not differing or any(getattr(request.config, key) != "auto" for key in differing):
+        return None
+    chosen = {key: getattr(known.setup, key) for key in _CHOSEN}
+    batch, threads = known.setup.batch_size, known.setup.threads
+    return choose(request.files, **chosen, batch_size=batch, threads=threads)
 
 
 def _as_label(plan: Plan, config: PredictConfig, into: Path) -> Plan:

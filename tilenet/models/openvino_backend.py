@@ -9,10 +9,9 @@ import sys
 import tempfile
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from functools import cache, cached_property
-from itertools import batched
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +258,6 @@ class OpenVinoSession:
             int(files.config.get("classes", 1)) if files.kind == "smp"
             else int(self._model.outputs[0].partial_shape[1].get_length())
         )  # fmt: skip
-        self.batch_size = setup.batch_size
         self.lock = threading.Lock()
 
     def load(self, pixels: NDArray[Any]) -> NDArray[Any]:
@@ -293,7 +291,7 @@ class OpenVinoSession:
         }
         card = self._files.card
         ends = (card.offset.tolist(), card.scale.tolist(), card.activation, card.margin)
-        own = (self._files.sha256, *ends, self._dtype, self.batch_size, shape, options)
+        own = (self._files.sha256, *ends, self._dtype, shape, options)
         name = compiled_name((*own, *_makers()))
         kept = kept_compiled(name)
         if kept is not None:
@@ -303,7 +301,7 @@ class OpenVinoSession:
         model = self._model.clone()
         bands = model.inputs[0].partial_shape[1].get_length()
         try:
-            model.reshape([self.batch_size, bands, *(side + self._lost for side in shape)])
+            model.reshape([1, bands, *(side + self._lost for side in shape)])
             compiled = self._core.compile_model(model, "CPU", options)
         except RuntimeError as error:
             raise blame(
@@ -318,10 +316,9 @@ class OpenVinoSession:
                 keep_compiled(name, compiled.export_model().getbuffer())
         return compiled
 
-    def _requests(self, shape: tuple[int, int], calls: int) -> list[ov.InferRequest]:
+    def _requests(self, shape: tuple[int, int], tiles: int) -> list[ov.InferRequest]:
         """Return requests for tiles of a shape, one more than run at a time."""
-        pixels = self.batch_size * shape[0] * shape[1]
-        streams = streams_for(self._setup.threads, pixels) if calls > 1 else 1
+        streams = streams_for(self._setup.threads, shape[0] * shape[1]) if tiles > 1 else 1
         requests = self._compiled.get(shape, [])
         if len(requests) <= streams:
             compiled = self._compile(shape, streams)
@@ -332,7 +329,7 @@ class OpenVinoSession:
         self._compiled.move_to_end(shape)
         while len(self._compiled) > 1 and (
             len(self._compiled) > _MAX_COMPILED
-            or sum(h * w for h, w in self._compiled) * self.batch_size > _MAX_COMPILED_PIXELS
+            or sum(h * w for h, w in self._compiled) > _MAX_COMPILED_PIXELS
         ):
             self._compiled.popitem(last=False)
         return requests
@@ -341,30 +338,26 @@ class OpenVinoSession:
         self, tiles: Sequence[Tile], shape: tuple[int, int]
     ) -> Generator[NDArray[np.float32]]:
         """Yield the scores of tiles; a yielded array is good until the next one is asked for."""
-        free = deque(self._requests(shape, -(-len(tiles) // self.batch_size)))
-        running: deque[tuple[ov.InferRequest, int]] = deque()
+        free = deque(self._requests(shape, len(tiles)))
+        running: deque[ov.InferRequest] = deque()
         height, width = (side + self._lost for side in shape)
         try:
-            for batch in batched(tiles, self.batch_size):
+            for pixels, row, col in tiles:
                 if not free:
-                    yield from self._finish(*running[0], shape)
-                    free.append(running.popleft()[0])
+                    yield self._finish(running[0], shape)
+                    free.append(running.popleft())
                 request = free.popleft()
-                target = request.input_tensors[0].data
-                for k, (pixels, row, col) in enumerate(batch):
-                    target[k] = pixels[:, row : row + height, col : col + width]
-                target[len(batch) :] = 0
+                request.input_tensors[0].data[0] = pixels[:, row : row + height, col : col + width]
                 request.start_async()
-                running.append((request, len(batch)))
-            for request, count in running:
-                yield from self._finish(request, count, shape)
+                running.append(request)
+            for request in running:
+                yield self._finish(request, shape)
         finally:  # the requests serve again, also if the caller broke off
-            for request, _ in running:
+            for request in running:
                 request.wait()
 
     @staticmethod
-    def _finish(
-        request: ov.InferRequest, count: int, shape: tuple[int, int]
-    ) -> Iterator[NDArray[np.float32]]:
+    def _finish(request: ov.InferRequest, shape: tuple[int, int]) -> NDArray[np.float32]:
         request.wait()
-        yield from request.output_tensors[0].data[:count, :, : shape[0], : shape[1]]
+        scores: NDArray[np.float32] = request.output_tensors[0].data[0, :, : shape[0], : shape[1]]
+        return scores

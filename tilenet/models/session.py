@@ -93,12 +93,11 @@ class SumsLike(Protocol):
 class Session(Protocol):
     """A network that is ready to run on one device.
 
-    A tile's scores depend on its own pixels only: not on its place in a batch, its companions or
-    the number of threads (`tilenet.models.contract` checks it).
+    A tile's scores depend on its own pixels only, not on its place in a batch or its companions
+    (`tilenet.models.contract` checks it); nor, with OpenVINO, on the number of threads.
     """
 
     channels: int
-    batch_size: int
 
     @property
     def lock(self) -> AbstractContextManager[Any]:
@@ -125,6 +124,8 @@ class Session(Protocol):
 class Setup:
     """What a network runs on. Resolved once; part of a plan's identity, but for the thread count.
 
+    What does not change the scores is not: on CPUs, the batch size.
+
     Parameters
     ----------
     backend : {"torch", "openvino", "inductor"}
@@ -136,7 +137,8 @@ class Setup:
     threads : int
         CPU threads.
     batch_size : int
-        Tiles per forward call.
+        Tiles per forward call on a GPU. A CPU forwards them one by one: there, what several at a
+        time give differs in the last bits from what one does.
     why : str
         The choice in words.
     """
@@ -152,6 +154,11 @@ class Setup:
     def device_class(self) -> str:
         """The kind of device; machines of one kind give the same bytes."""
         return self.device.partition(":")[0]
+
+    @property
+    def tiles_per_call(self) -> int:
+        """How many tiles are forwarded together."""
+        return 1 if self.device == "cpu" else self.batch_size
 
     @property
     def library(self) -> str:

@@ -168,7 +168,7 @@ def _bytes(needs: Footprint, setup: Setup, tile: int, channels: int) -> float:
     calls = _at_once(setup, tile)
     lanes = calls if setup.device != "cpu" else 1
     sums = 4 * channels * tile * (_BLOCK_SIDE + tile) * lanes
-    return needs.of(calls * setup.batch_size * tile * tile) + sums + _ENGINE
+    return needs.of(calls * setup.tiles_per_call * tile * tile) + sums + _ENGINE
 
 
 def _at_once(setup: Setup, tile: int) -> int:
@@ -176,7 +176,7 @@ def _at_once(setup: Setup, tile: int) -> int:
     if setup.backend == "openvino":
         from tilenet.models.openvino_backend import streams_for
 
-        return streams_for(cores(), setup.batch_size * tile * tile)
+        return streams_for(cores(), tile * tile)
     if setup.device == "cpu":
         return 1
     from tilenet.models.lanes import LANES

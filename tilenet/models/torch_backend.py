@@ -171,7 +171,7 @@ class TorchSession:
         self._offset = self._per_band(files.card.offset)
         self._scale = self._per_band(files.card.scale)
         self.channels = int(files.config.get("classes", 1))
-        self.batch_size = setup.batch_size
+        self._together = setup.tiles_per_call
         lanes = LANES if self._on_device else 1
         self.lock: AbstractContextManager[Any] = threading.BoundedSemaphore(lanes)
         self._lanes: SimpleQueue[Lane] = SimpleQueue()
@@ -202,7 +202,7 @@ class TorchSession:
         """
         lane = self._lanes.get()
         try:
-            batches = batched(tiles, self.batch_size)
+            batches = batched(tiles, self._together)
             with lane.entered({id(one): one for one, _, _ in tiles}.values()):
                 if self._on_device:  # which computes by itself
                     for batch in batches:
@@ -230,7 +230,7 @@ class TorchSession:
         """Return the scores of one batch, (n, K, h, w)."""
         height, width = (side + self._lost for side in shape)
         views = [one.pixels[:, r : r + height, c : c + width] for one, r, c in batch]
-        views += [torch.zeros_like(views[0])] * (self.batch_size - len(views))
+        views += [torch.zeros_like(views[0])] * (self._together - len(views))
         with torch.inference_mode(), _exact:
             raw = torch.stack(views).to(torch.float32)  # (N, C, h, w)
             inputs = ((raw - self._offset) / self._scale).to(

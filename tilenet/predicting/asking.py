@@ -72,16 +72,19 @@ def request_for(
     shape = network_shape(files)
     choice = choose_tile(files, shape, config)
     tiles = (choice.tile, *smaller_tiles(choice, files.card.context, config))
-    workers = worker_count(config.scheduler)
+    threads, batch_size = max(1, cores() // worker_count(config.scheduler)), config.batch_size
     check_device(config.scheduler, config.device)
     asked = {"device": config.device, "backend": config.backend, "precision": config.precision}
     if known is not None:
         asked = {k: getattr(known, k) if v == "auto" else v for k, v in asked.items()}
-    wanted = Wanted(tiles, shape.channels, **asked, batch_size=config.batch_size)
+        # They decide the last bits: torch's kernels follow the threads, a GPU's the batch.
+        threads = known.threads if known.library == "torch" else threads
+        batch_size = batch_size or (None if known.device == "cpu" else known.batch_size)
+    wanted = Wanted(tiles, shape.channels, **asked, batch_size=batch_size)
     if cluster is not None:
         sizes = cluster.choose(files, wanted)
     else:
-        sizes = choose_sizes(files, wanted, max(1, cores() // workers))
+        sizes = choose_sizes(files, wanted, threads)
     lowered = None if sizes.tile == choice.tile else sizes.tile
     if lowered is not None:
         _logger.warning("tile %d, not %d: %s", lowered, choice.tile, sizes.why)
