@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import networks
@@ -201,9 +203,111 @@ def test_a_group_follows_no_link(source, model, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "theirs").write_text("theirs")
     (tmp_path / "out" / ".a.png.tmp").symlink_to(tmp_path / "theirs")
-    with pytest.raises(ResourceError):
+    with pytest.raises(OutputError, match=r"\.a\.png\.tmp; remove the link"):
         run(source, tmp_path / "out" / "a.png", model, **ONE_BLOCK)
     assert (tmp_path / "theirs").read_text() == "theirs"
+
+
+LONG = "x" * 225  # with ".png.tilenet.json", 242 of the 255 bytes that a name may have
+
+
+@contextmanager
+def unwritable(folder):
+    """Keep everybody from a folder; root too, who may write where the mode forbids it."""
+    immutable = os.geteuid() == 0
+    try:
+        if immutable:
+            subprocess.run(["chattr", "+i", folder], check=True, capture_output=True)
+        else:
+            folder.chmod(0o555)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no folder can be made immutable here")
+    try:
+        yield
+    finally:
+        if immutable:
+            subprocess.run(["chattr", "-i", folder], check=True)
+        else:
+            folder.chmod(0o755)
+
+
+@contextmanager
+def small_disk(point, size):
+    """A disk of so many bytes, in memory."""
+    point.mkdir()
+    line = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", point]
+    if os.geteuid() != 0 or subprocess.run(line, capture_output=True, check=False).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", point], check=True)
+
+
+def small_images(folder, *names):
+    for seed, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_image(folder / name, picture(60, 70, seed=seed))
+    return folder
+
+
+def masks(out):
+    return {str(path.relative_to(out)) for path in out.rglob("*.png")}
+
+
+class TestWhatCannotBeWrittenOfAGroup:
+    def test_a_name_that_is_too_long(self, model, tmp_path):
+        longest, longer = f"{LONG}{13 * 'x'}.png", f"{LONG}{13 * 'y'}ä.png"
+        inputs = small_images(tmp_path / "in", "a.png", "b.png", longest, longer)
+        config = PredictConfig(model=str(model), **ONE_BLOCK)
+        for _ in range(2):
+            [failure] = predict([inputs], tmp_path / "out", config).failed
+            assert (Path(failure.input).name, failure.code) == (longer, 5)
+            assert failure.error.startswith("File name too long")
+            assert failure.error.endswith("rename the input, or choose another --out")
+            assert masks(tmp_path / "out") == {"a.png", "b.png", longest}
+        assert not list((tmp_path / "out").glob(".*"))
+
+    @pytest.mark.parametrize("name", ["png", "cog", "zarr"])
+    def test_a_name_that_is_too_long_to_be_skipped(self, model, tmp_path, name):
+        inputs = small_images(tmp_path / "in", "a.png", f"{LONG}{26 * 'x'}.png", "b.png")
+        config = PredictConfig(model=str(model), format=name, skip_finished=True, **ONE_BLOCK)
+        found = predict([inputs], tmp_path / "out", config)
+        assert (len(found.runs), len(found.failed)) == (2, 1)
+
+    def test_a_folder_that_is_closed(self, model, tmp_path):
+        inputs = small_images(tmp_path / "in", "a/1.png", "b/1.png", "b/2.png", "c/1.png")
+        config, out = PredictConfig(model=str(model), **ONE_BLOCK), tmp_path / "out"
+        (out / "b").mkdir(parents=True)
+        with unwritable(out / "b"):
+            failed = predict([inputs], out, config).failed
+        assert [one.input for one in failed] == [str(inputs / "b" / f"{k}.png") for k in (1, 2)]
+        assert {(one.code, "no permission" in one.error) for one in failed} == {(6, True)}
+        assert masks(out) == {"a/1.png", "c/1.png"}
+        again = predict([inputs], out, config)
+        assert (len(again.runs), again.failed) == (4, ())
+
+    @pytest.mark.parametrize("blocked", [{0}, {4}, {1, 3}, {0, 1, 2, 3, 4}])
+    def test_what_lies_in_the_way(self, model, tmp_path, blocked):
+        names = [f"{k}.png" for k in range(5)]
+        inputs, out = small_images(tmp_path / "in", *names), tmp_path / "out"
+        for k in blocked:
+            (out / f".{k}.png.tmp").mkdir(parents=True)
+        found = predict([inputs], out, PredictConfig(model=str(model), **ONE_BLOCK))
+        assert {int(Path(one.input).stem) for one in found.failed} == blocked
+        assert masks(out) == {name for k, name in enumerate(names) if k not in blocked}
+
+    def test_a_disk_that_is_full_ends_the_run(self, model, tmp_path, cli):
+        inputs, disk = small_images(tmp_path / "in", "a.png", "b.png"), tmp_path / "disk"
+        line = ["predict", inputs, "--out", disk / "out", "--model", model, "--tile", 64]
+        with small_disk(disk, 64 << 10):
+            (disk / "filler").write_bytes(bytes(48 << 10))  # of 16 pages, 4 are left
+            done = cli(*line)
+            assert (done.code, masks(disk)) == (6, set())
+            assert "the disk is full" in done.err
+            (disk / "filler").unlink()
+            assert cli(*line).code == 0
+            assert masks(disk / "out") == {"a.png", "b.png"}
 
 
 @pytest.mark.parametrize(("name", "blocks"), [
@@ -283,6 +387,15 @@ def test_files_that_are_not_all_on_disk_get_no_name(tmp_path, monkeypatch):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
         path.name: data for path, data in files
     }
+
+
+@pytest.mark.parametrize("name", ["x" * 254, "ä" * 127])
+def test_a_temporary_name_is_no_longer_than_a_name_may_be(tmp_path, name):
+    durable.write(tmp_path / name, b"1")
+    assert (tmp_path / name).read_bytes() == b"1"
+    durable.write_all([(tmp_path / name, b"2"), (tmp_path / f"{name}y", b"3")])
+    found = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert found == {name: b"2", f"{name}y": b"3"}
 
 
 def test_a_document_whose_mask_is_gone_is_in_nobodys_way(source, model, tmp_path):

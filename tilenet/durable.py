@@ -7,6 +7,7 @@ not sync, so "done" chunks can vanish in a power cut.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 import shutil
@@ -29,6 +30,7 @@ __all__ = [
 
 _SYNCS = 8
 _OPEN = 64  # files at a time: other threads need handles too
+_LONGEST = 255  # bytes of a name, on most file systems
 
 
 def temporary(path: Path, scratch: Path | None = None) -> Path:
@@ -36,7 +38,22 @@ def temporary(path: Path, scratch: Path | None = None) -> Path:
 
     It lies beside `path`, or in `scratch`, on the same file system.
     """
-    return (scratch or path.parent) / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    return (scratch or path.parent) / _hidden(path.name, f".{secrets.token_hex(4)}.tmp")
+
+
+def _hidden(name: str, end: str) -> str:
+    """Return a hidden name that tells of another: where that one may be, this one may be too."""
+    room = _LONGEST - len(f".{end}")
+    return f".{os.fsencode(name)[:room].decode(errors='ignore')}{end}"
+
+
+def _known(path: Path) -> Path:
+    """Return a temporary name of `path` that is always the same, and no other path's."""
+    usual = f".{path.name}.tmp"
+    if len(os.fsencode(usual)) > _LONGEST:
+        digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()
+        usual = _hidden(path.name, f".{digest[:16]}.tmp")
+    return path.with_name(usual)
 
 
 def sync_directory(path: Path) -> None:
@@ -98,9 +115,9 @@ def write_all(files: Sequence[tuple[Path, bytes]]) -> None:
     Raises
     ------
     OSError
-        As the system says; the temporary files are removed.
+        As the system says; the temporary files are removed. The first files may have their names.
     """
-    temps = [path.with_name(f".{path.name}.tmp") for path, _ in files]
+    temps = [_known(path) for path, _ in files]
     try:
         for some in batched(zip(temps, (data for _, data in files), strict=True), _OPEN):
             _put(some)

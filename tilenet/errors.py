@@ -162,7 +162,15 @@ class InterruptError(_Clauses):
 
 DISK_FULL = "the disk is full"
 
-_PATH = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
+_OTHER = "choose another --out"
+_PATH = {
+    errno.ENOENT: _OTHER,
+    errno.ENOTDIR: _OTHER,
+    errno.EEXIST: _OTHER,
+    errno.EISDIR: _OTHER,
+    errno.ELOOP: "remove the link, or choose another --out",
+    errno.ENAMETOOLONG: "rename the input, or choose another --out",
+}
 _EXHAUSTED = {
     errno.ENOSPC: DISK_FULL,
     errno.EDQUOT: "the disk quota is used up",
@@ -217,7 +225,7 @@ def convert_errors(where: object) -> Iterator[None]:
             raise _lost(error, where) from error
         if error.errno in _PATH:
             raise OutputError(
-                error.strerror or str(error), error.filename or where, "choose another --out"
+                error.strerror or str(error), error.filename or where, _PATH[error.errno]
             ) from error
         what = _EXHAUSTED.get(error.errno or 0, error.strerror or str(error))
         raise ResourceError(what, error.filename or where, "mend it; a rerun resumes") from error

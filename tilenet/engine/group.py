@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -30,10 +30,13 @@ from tilenet.engine.document import (
 from tilenet.engine.journal import BlockRecord
 from tilenet.engine.plan import Plan
 from tilenet.engine.runfolder import run_folder
-from tilenet.errors import OutputError
+from tilenet.errors import OutputError, error_of_one
 from tilenet.sinks import encode_png
 
 __all__ = ["FileGroup"]
+
+Done = Callable[[Exception | None], None]
+"""Called with None once a mask is on disk, or with why it is not; raises what concerns all."""
 
 
 class Place:
@@ -61,7 +64,11 @@ class _File:
     place: Place
     data: bytes
     document: bytes
-    done: Callable[[OutputError | None], None]
+    done: Done
+
+    def parts(self) -> tuple[tuple[Path, bytes], ...]:
+        """Return what is written; the document first: whatever a crash leaves is known as ours."""
+        return (self.place.sidecar, self.document), (self.place.out, self.data)
 
 
 class FileGroup:
@@ -82,7 +89,7 @@ class FileGroup:
         mask: NDArray[np.uint8],
         figures: tuple[Finished, BlockRecord],
         place: Place,
-        done: Callable[[OutputError | None], None],
+        done: Done,
     ) -> None:
         """Encode a mask; it gets its name with the others.
 
@@ -97,7 +104,7 @@ class FileGroup:
         place : Place
             From `place_for`.
         done : callable
-            Called with None once it is on disk, or with why it is not.
+            See `Done`.
         """
         finished, record = figures
         data = encode_png(mask, plan.spec, place.out)
@@ -106,32 +113,54 @@ class FileGroup:
         self._files.append(_File(place, data, encode_sidecar(document), done))
 
     def write(self) -> None:
-        """Write all that wait.
+        """Write all that wait; those that cannot be are told of, and are in nobody's way.
 
         Raises
         ------
         OSError
-            As the system says; nothing has got its name.
+            As the system says, if it concerns all; some may have got their names by then.
         """
         files, self._files = self._files, []
         for folder, same in groupby(files, key=lambda file: file.place.out.parent):
-            with _turn(folder):
-                free = []
-                for file in same:
-                    if file.place.is_free():
-                        free.append(file)
-                    else:
-                        what = "another run writes this output"
-                        file.done(OutputError(what, file.place.out, "run again"))
-                # The document first: whatever a crash leaves is known as ours.
-                durable.write_all(
-                    [part for file in free
-                     for part in (
-                         (file.place.sidecar, file.document), (file.place.out, file.data)
-                     )]
-                )  # fmt: skip
-            for file in free:
-                file.done(None)
+            _write_folder(folder, list(same))
+
+
+def _write_folder(folder: Path, files: list[_File]) -> None:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_turn(folder))
+        except OSError as error:
+            for file in files:
+                file.done(error)
+            return
+        free = list[_File]()
+        for file in files:
+            if file.place.is_free():
+                free.append(file)
+            else:
+                what = "another run writes this output"
+                file.done(OutputError(what, file.place.out, "run again"))
+        _write(free)
+
+
+def _write(files: list[_File]) -> None:
+    """Write files of one folder together; if some cannot be, find out by halves which."""
+    try:
+        durable.write_all([part for file in files for part in file.parts()])
+    except OSError as error:
+        if error_of_one(error, "") is None:
+            raise
+        if len(files) > 1:
+            half = len(files) // 2
+            _write(files[:half])
+            _write(files[half:])
+        else:
+            # Of a rename, the new name says more than the temporary one.
+            where = error.filename2 or error.filename
+            files[0].done(OSError(error.errno, error.strerror, where))
+    else:
+        for file in files:
+            file.done(None)
 
 
 @contextmanager

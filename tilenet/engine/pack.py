@@ -37,7 +37,6 @@ from tilenet.engine.runfolder import STORE, locked, remove_run_folder, run_folde
 from tilenet.engine.task import session_for
 from tilenet.errors import (
     InputError,
-    OutputError,
     TilenetError,
     UnfitError,
     error_of_one,
@@ -183,11 +182,11 @@ def _write(
     return finished
 
 
-def _note(item: PackItem, finished: Finished, error: OutputError | None) -> None:
-    if error is None:
+def _note(item: PackItem, finished: Finished, error: Exception | None) -> None:
+    with _noting(item):
+        if error is not None:
+            raise error
         item.done = finished
-    else:
-        item.error = error
 
 
 def _planes(done: Forwarded, window: Window) -> NDArray[Any]:
