@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tilenet import filelock
 from tilenet.errors import OutputError
 
 __all__ = ["FOLDER_LOCK", "folder_locked"]
@@ -41,7 +42,7 @@ def folder_locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
     Raises
     ------
     OutputError
-        Another run is at work there.
+        Another run is at work there, or the disk has no locks.
     """
     fd, made = _lock(folder, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     try:
@@ -50,12 +51,12 @@ def folder_locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
             os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         yield
     finally:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, OutputError):
             # The last one puts out the light: whoever shares the file keeps it from going.
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            (folder / FOLDER_LOCK).unlink()
-            if made:
-                folder.rmdir()
+            if filelock.take(fd, fcntl.LOCK_EX, folder):
+                (folder / FOLDER_LOCK).unlink()
+                if made:
+                    folder.rmdir()
         os.close(fd)
 
 
@@ -85,21 +86,17 @@ def _try(folder: Path, kind: int) -> int | None:
     """Return the locked file, None if the one before us has just removed it."""
     path = folder / FOLDER_LOCK
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-    try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, fd)
+        if not filelock.take(fd, kind, folder):
+            owner = os.pread(fd, _MOST, 0).decode(errors="replace")
+            raise OutputError(
+                f"another run{f' ({owner})' if owner else ''} writes masks into this folder",
+                folder,
+                "wait for it, or choose another --out",
+            )
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(fd), path.lstat()):
+                stack.pop_all()
                 return fd
-    except BlockingIOError as error:
-        owner = os.pread(fd, _MOST, 0).decode(errors="replace")
-        os.close(fd)
-        raise OutputError(
-            f"another run{f' ({owner})' if owner else ''} writes masks into this folder",
-            folder,
-            "wait for it, or choose another --out",
-        ) from error
-    except BaseException:
-        os.close(fd)
-        raise
-    os.close(fd)
     return None

@@ -6,11 +6,10 @@ network. Writers of one folder take turns by the kernel's lock on it.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -31,6 +30,7 @@ from tilenet.engine.journal import BlockRecord
 from tilenet.engine.plan import Plan
 from tilenet.engine.runfolder import run_folder
 from tilenet.errors import OutputError, error_of_one
+from tilenet.filelock import turn
 from tilenet.sinks import encode_png
 
 __all__ = ["FileGroup"]
@@ -128,8 +128,8 @@ class FileGroup:
 def _write_folder(folder: Path, files: list[_File]) -> None:
     with ExitStack() as stack:
         try:
-            stack.enter_context(_turn(folder))
-        except OSError as error:
+            stack.enter_context(turn(folder))
+        except (OSError, OutputError) as error:
             for file in files:
                 file.done(error)
             return
@@ -161,13 +161,3 @@ def _write(files: list[_File]) -> None:
     else:
         for file in files:
             file.done(None)
-
-
-@contextmanager
-def _turn(folder: Path) -> Iterator[None]:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)

@@ -10,7 +10,7 @@ from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tilenet import durable
+from tilenet import durable, filelock
 from tilenet.errors import OutputError, ResourceError
 from tilenet.part import Part
 
@@ -113,10 +113,8 @@ def _opened(file: Path) -> Iterator[int]:
 
 def _take(fd: int, how: int, what: str, where: Path, do: str) -> None:
     """Lock a file without waiting for it."""
-    try:
-        fcntl.flock(fd, how | fcntl.LOCK_NB)
-    except OSError as error:
-        raise OutputError(what, where, do) from error
+    if not filelock.take(fd, how, where):
+        raise OutputError(what, where, do)
 
 
 def _check_links(folder: Path) -> None:
@@ -147,13 +145,13 @@ def locked(folder: Path, *, last_part: bool = False) -> Iterator[Owner]:
     Raises
     ------
     OutputError
-        Another run owns it.
+        Another run owns it, or the disk has no locks.
     """
     _check_links(folder)
     lock = folder / LOCK
     with _opened(lock) as fd:
         if last_part:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            filelock.wait_for(fd, fcntl.LOCK_EX, folder)
         else:
             _take(
                 fd, fcntl.LOCK_EX, "another run is writing this output", folder,
@@ -179,7 +177,7 @@ def part_locked(folder: Path, part: Part) -> Iterator[Owner]:
     lock, own = folder / LOCK, folder / f"part-{part.name}.lock"
     with _opened(lock) as fd:
         if os.pread(fd, len(_PART), 0) == _PART:
-            fcntl.flock(fd, fcntl.LOCK_SH)
+            filelock.wait_for(fd, fcntl.LOCK_SH, folder)
         else:
             _take(
                 fd, fcntl.LOCK_SH, "a whole run is writing this output", folder,
@@ -196,7 +194,7 @@ def part_locked(folder: Path, part: Part) -> Iterator[Owner]:
 def set_up_alone(folder: Path) -> Iterator[None]:
     """Keep other parts from preparing a run folder for a moment; wait for one that does."""
     with _opened(folder / _SETUP) as fd:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        filelock.wait_for(fd, fcntl.LOCK_EX, folder)
         owner = Owner(folder / _SETUP, fd)
         yield
         owner.check()

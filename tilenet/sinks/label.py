@@ -6,18 +6,17 @@ copy that consolidated metadata keeps of it; all else in them stays.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tilenet import durable
 from tilenet.errors import InputError, OutputError
+from tilenet.filelock import turn
 from tilenet.sinks.spec import LabelOf, ZarrFormat
 from tilenet.strangers import parse_json
 
@@ -129,10 +128,10 @@ def enlist(out: Path, scratch: Path) -> None:
     Raises
     ------
     OutputError
-        If the list does not read.
+        If the list does not read, or the disk has no locks.
     """
     zarr_format, labels = _format(out), out.parent
-    with _turn(labels):
+    with turn(labels):
         try:
             names = _listed(labels, zarr_format)
             names += [] if out.name in names else [out.name]
@@ -246,14 +245,3 @@ def _own_entries(
     for file in _V2_FILES:
         if (node / file).exists():
             yield f"{name}/{file}", _read(node / file)
-
-
-@contextmanager
-def _turn(folder: Path) -> Iterator[None]:
-    """Let the writers of one list take turns, by the kernel's lock on its folder."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)

@@ -6,10 +6,10 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tilenet import durable
+from tilenet import durable, filelock
 from tilenet.errors import OutputError
 from tilenet.training.config import TrainConfig, dump_toml, load_train_config
 
@@ -34,29 +34,28 @@ def locked(out: Path) -> Iterator[None]:
     Raises
     ------
     OutputError
-        It is no folder, or another process works on it.
+        It is no folder, another process works on it, or the disk has no locks.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
         fd = os.open(out / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except (FileExistsError, NotADirectoryError) as error:
         raise OutputError("not a folder", out, "choose another --out") from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(fd)
-        raise OutputError(
-            "another run works on it", out, "wait, or choose another --out"
-        ) from error
-    try:
+    with ExitStack() as stack:
+        stack.callback(os.close, fd)
+        if not filelock.take(fd, fcntl.LOCK_EX, out):
+            raise OutputError("another run works on it", out, "wait, or choose another --out")
+        stack.callback(_tidy, out)
         yield
-    finally:
-        shutil.rmtree(out / CACHE, ignore_errors=True)
-        if not (out / _RECIPE).is_file():
-            (out / _LOCK).unlink(missing_ok=True)
-            if not any(out.iterdir()):
-                out.rmdir()
-        os.close(fd)
+
+
+def _tidy(out: Path) -> None:
+    """Remove what can be made again; where no run has begun, all that is ours."""
+    shutil.rmtree(out / CACHE, ignore_errors=True)
+    if not (out / _RECIPE).is_file():
+        (out / _LOCK).unlink(missing_ok=True)
+        if not any(out.iterdir()):
+            out.rmdir()
 
 
 def resumed_config(out: Path, config: TrainConfig, given: frozenset[str]) -> TrainConfig | None:
