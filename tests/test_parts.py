@@ -469,6 +469,18 @@ def test_a_part_is_run_once_at_a_time(source, model, tmp_path):
     assert run(source, out, model, "1/2").complete
 
 
+def test_a_part_leaves_what_others_may_need(source, model, tmp_path):
+    """Only who is alone can tell what was left behind: others are at work beside a part."""
+    out = tmp_path / "x.zarr"
+    run(source, out, model, "1/3")
+    others = [run_folder(out) / name for name in ("strips/.50.own.0123abcd.tmp", "theirs.run")]
+    for path in others:
+        path.write_text("{}")
+    assert not run(source, out, model, "2/3").complete
+    assert all(path.exists() for path in others)
+    assert run(source, out, model, "3/3").complete
+
+
 def test_the_same_part_twice_at_once(start, source, model, tmp_path):
     out = tmp_path / "x.zarr"
     arguments = line(source, out, model, "--part", "1/2")

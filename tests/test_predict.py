@@ -26,8 +26,12 @@ from tilenet.api import predict
 from tilenet.blend import Blend
 from tilenet.config import PredictConfig
 from tilenet.engine import cluster, executor, launch
+from tilenet.engine import large as engine_large
 from tilenet.engine import run as engine_run
 from tilenet.engine.cluster import open_executor
+from tilenet.engine.journal import records_of
+from tilenet.engine.plan import Plan
+from tilenet.engine.spill import needed_by
 from tilenet.errors import ClusterError, OutputError, UsageError
 from tilenet.geometry import reflect
 
@@ -640,6 +644,43 @@ def test_resume_without_the_strips(large, models, half_done, undisturbed):
     for strip in strips:
         strip.unlink()
     resume(large, models, half_done)
+    assert contents(half_done / "x.zarr") == undisturbed
+
+
+def test_resume_removes_what_nobody_needs(large, models, half_done, undisturbed, monkeypatch):
+    """Half-written files, strips of blocks that are done, and the tokens of killed runs."""
+    folder, seen = half_done / ".x.zarr.tilenet", {}
+    lattice = Plan.load((folder / "plan.json").read_bytes()).lattice
+    done = {record.block for record in records_of([folder / "journal.jsonl"])}
+    (folder / "models").mkdir()
+    (folder / ".0123abcd.tmp" / "mask").mkdir(parents=True)
+    planted = [folder / name for name in (
+        "strips/.63.own.0123abcd.tmp", "strips/.64.strips.0123abcd.tmp", "old.run",
+        "models/.0123.onnx.0123abcd.tmp", ".0123abcd.tmp/mask/0",
+    )]  # fmt: skip
+    planted += [folder / f"strips/{block}.own" for block in sorted(done)]
+    for path in planted:
+        path.write_bytes(b"left")
+    before = {path.name for path in (folder / "strips").iterdir()}
+    needed = {
+        name
+        for block in range(lattice.blocks)
+        for name, takers in needed_by(lattice, block).items()
+        if not done.issuperset(takers)
+    }
+
+    def look(plan, folder, *arguments):
+        seen["tokens"] = list(folder.glob("*.run"))
+        seen["others"] = list(folder.glob(".*"))
+        seen["strips"] = {path.name for path in (folder / "strips").iterdir()}
+        seen["models"] = list((folder / "models").iterdir())
+        return run_blocks(plan, folder, *arguments)
+
+    run_blocks = engine_large.run_blocks
+    monkeypatch.setattr(engine_large, "run_blocks", look)
+    resume(large, models, half_done)
+    assert seen == {"tokens": [], "others": [], "strips": before & needed, "models": []}
+    assert before & needed
     assert contents(half_done / "x.zarr") == undisturbed
 
 

@@ -31,16 +31,18 @@ from tilenet.strangers import exists
 from tilenet.watchdog import watched
 
 __all__ = [
-    "Admission", "Versions", "admitting", "choose_here", "meeting_place", "revoke",
+    "MODELS", "Admission", "Versions", "admitting", "choose_here", "meeting_place", "revoke",
     "versions_here",
 ]  # fmt: skip
 
 Versions = dict[str, str]
 """Package: version."""
 
+MODELS = "models"
+"""Folder in a run folder for copies of networks."""
+
 _PACKAGES = ("numpy", "rasterio")  # beside tilenet, and the backend of those that run it
 _PATIENCE = 3.0  # seconds for which a shared disk may not show what was just written
-_MODELS = "models"
 _SCENES = 256  # of a mosaic that a worker looks for
 
 
@@ -108,7 +110,7 @@ def revoke(folder: Path) -> None:
 
 
 def _model_path(files: ModelFiles, folder: Path) -> Path:
-    return folder / _MODELS / f"{files.sha256}{files.weights.suffix}"
+    return folder / MODELS / f"{files.sha256}{files.weights.suffix}"
 
 
 def _copy_model(files: ModelFiles, folder: Path) -> None:

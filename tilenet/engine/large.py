@@ -20,6 +20,7 @@ from tilenet.engine.decided import files_of
 from tilenet.engine.document import Finished, encode_document, plan_document
 from tilenet.engine.executor import Executor
 from tilenet.engine.journal import BlockRecord, Journal, decode, drop, records_of
+from tilenet.engine.leftovers import remove_leftovers
 from tilenet.engine.lost import mark_lost
 from tilenet.engine.meter import Meter
 from tilenet.engine.output import (
@@ -277,6 +278,7 @@ def _journal(plan: Plan, folder: Path, owner: Owner, copy: Copy | None) -> Itera
             if path.name != JOURNAL:
                 for records in batched(records_of([path]), _MERGED):
                     journal.append(records)
+        remove_leftovers(folder, plan.lattice, journal.blocks)
         mark_lost(folder, journal.invalid)
         yield journal
 
