@@ -24,12 +24,14 @@ import tilenet
 from tilenet.api import predict
 from tilenet.config import PredictConfig
 from tilenet.engine import cluster, executor, large, launch, spill, task, tasks
-from tilenet.engine.admission import revoke
+from tilenet.engine.admission import Admission, admitting, revoke
 from tilenet.engine.columns import Columns
 from tilenet.engine.meter import Meter, Spans, host_of
 from tilenet.engine.runfolder import run_folder
 from tilenet.engine.scheduler import parse_scheduler, read_job_queue
 from tilenet.errors import ClusterError, OutputError, UnfitError, UsageError
+from tilenet.models.session import Setup
+from tilenet.models.store import find_model
 from tilenet.quiet import without_module
 
 SMALL = {"tile": 64, "overlap": 32, "chunk": 64, "block": 64, "precision": "fp32"}
@@ -635,3 +637,21 @@ def test_what_a_killed_run_has_under_way_writes_nothing_into_the_next(
     del before[folder / "old.run"]
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     task.forget_run(folder)
+
+
+COPIES = {"empty": lambda _: b"", "zeros": lambda data: bytes(len(data)), "whole": bytes}
+
+
+@pytest.mark.parametrize("damage", COPIES.values(), ids=COPIES)
+def test_a_copy_of_the_network_is_not_trusted_for_being_there(models, tmp_path, damage):
+    """After a power cut it may be empty, or all zeros."""
+    files = find_model(str(models / "conv.onnx"), None, {})
+    whole, copy = files.weights.read_bytes(), tmp_path / "models" / f"{files.sha256}.onnx"
+    copy.parent.mkdir()
+    copy.write_bytes(damage(whole))
+    before, setup = copy.stat(), Setup("openvino", "cpu", "fp32", 1, 1, "")
+    with admitting(tmp_path, files, {}, elsewhere=True) as token:
+        found, _ = Admission.check_in(tmp_path, token).network(files, setup)
+    assert (found.weights, found.weights.read_bytes()) == (copy, whole)
+    assert os.path.samestat(copy.stat(), before) == (damage(whole) == whole)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [copy.name]

@@ -389,6 +389,25 @@ def test_files_that_are_not_all_on_disk_get_no_name(tmp_path, monkeypatch):
     }
 
 
+def test_a_copy_that_is_not_on_disk_gets_no_name(tmp_path, monkeypatch):
+    source, target = tmp_path / "source", tmp_path / "copy"
+    source.write_bytes(b"new")
+    target.write_bytes(b"old")
+
+    def fail(_fd):
+        raise OSError(errno.EIO, "the disk reports an error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="the disk"):
+            durable.copy(source, target)
+    assert target.read_bytes() == b"old"
+    durable.copy(source, target)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        "source": b"new", "copy": b"new",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ["x" * 254, "ä" * 127])
 def test_a_temporary_name_is_no_longer_than_a_name_may_be(tmp_path, name):
     durable.write(tmp_path / name, b"1")

@@ -19,6 +19,7 @@ from pathlib import Path
 
 __all__ = [
     "append",
+    "copy",
     "remove_folder",
     "rename",
     "sync_all",
@@ -103,6 +104,26 @@ def write(
         raise
     if sync_parent:
         sync_directory(path.parent)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file so that a reader of `target` sees all of it or nothing.
+
+    Raises
+    ------
+    OSError
+        As the system says; the temporary file is removed.
+    """
+    temp = temporary(target)
+    try:
+        shutil.copyfile(source, temp)
+        _sync_file(temp)
+        temp.replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temp.unlink(missing_ok=True)
+        raise
+    sync_directory(target.parent)
 
 
 def write_all(files: Sequence[tuple[Path, bytes]]) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -115,15 +114,10 @@ def _model_path(files: ModelFiles, folder: Path) -> Path:
 
 def _copy_model(files: ModelFiles, folder: Path) -> None:
     path = _model_path(files, folder)
-    if path.exists():
-        return
-    path.parent.mkdir(exist_ok=True)
-    temp = durable.temporary(path)
-    try:
-        shutil.copyfile(files.weights, temp)
-        temp.replace(path)
-    finally:
-        temp.unlink(missing_ok=True)
+    # One that is there may be from before a power cut, or have rotted: workers would refuse it.
+    if not path.exists() or identified(replace(files, weights=path)).sha256 != files.sha256:
+        path.parent.mkdir(exist_ok=True)
+        durable.copy(files.weights, path)
 
 
 @dataclass(frozen=True)
