@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,6 +83,8 @@ def test_a_block_that_kills_its_workers(source, models, environment, tmp_path):
 
 STUCK = """
 import time
+import zlib
+from pathlib import Path
 from tilenet.sources.raster import Raster
 Raster._read = lambda *_, **__: time.sleep(60)
 """
@@ -170,6 +174,18 @@ def test_a_journal_of_two_owners_counts_each_block_once(tmp_path):
     with Journal(tmp_path / "journal") as journal:
         assert journal.pixels == {1: 10}
         assert journal.dump().count(b"\n") == 1
+
+
+def test_a_journal_that_cannot_be_taken_up_is_closed(tmp_path):
+    """Its line is whole, but another version's."""
+    body = b'{"block": 3, "colour": "red"}'
+    path, handles = tmp_path / "journal", Path("/proc/self/fd")
+    path.write_bytes(b"%08x %s\n" % (zlib.crc32(body), body))
+    before = len(list(handles.iterdir()))
+    with pytest.raises((KeyError, TypeError)):
+        Journal(path)
+    assert len(list(handles.iterdir())) == before
+    assert path.read_bytes().endswith(body + b"\n")
 
 
 @pytest.mark.parametrize("address", ["tcp://10.1.2.3:8786", "tcp://scheduler:8786"])

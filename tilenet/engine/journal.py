@@ -201,6 +201,13 @@ class Journal(Tally):
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._places: dict[int, tuple[int, int]] = {}
         self._end = 0
+        try:
+            self._take_up(path)
+        except BaseException:  # nobody has it yet who could close it
+            os.close(self._fd)
+            raise
+
+    def _take_up(self, path: Path) -> None:
         with path.open("rb") as file:
             for record, length in _whole_records(file):
                 self._note(record, length)
