@@ -129,6 +129,54 @@ def test_the_path_of_a_device_gives_what_the_cpu_gives(pixels):
     assert len(np.unique(ours)) == 2
 
 
+def cuda_flags():
+    """Return what a process says of CUDA's arithmetic, in words that take any mixture."""
+    dnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    return (dnn.enabled, dnn.benchmark, dnn.deterministic), (
+        dnn.conv.fp32_precision, dnn.rnn.fp32_precision, matmul.fp32_precision,
+    )  # fmt: skip
+
+
+@pytest.fixture(params=["nothing", "conv and rnn", "older words", "a parent"])
+def what_a_program_set(request, monkeypatch):
+    dnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    ours = {
+        "nothing": [],
+        "conv and rnn": [(dnn.conv, "tf32"), (dnn.rnn, "ieee")],
+        "older words": [],
+        "a parent": [(dnn.conv, "none"), (dnn.rnn, "none"), (matmul, "none"), (dnn, "tf32")],
+    }[request.param]
+    before = [(owner, owner.fp32_precision) for owner in (dnn.conv, dnn.rnn, matmul, dnn)]
+    oldest = torch.get_float32_matmul_precision()
+    if request.param == "older words":
+        torch.set_float32_matmul_precision("high")
+        monkeypatch.setattr(dnn, "benchmark", True)
+    for owner, value in ours:
+        owner.fp32_precision = value
+    yield
+    dnn.fp32_precision = "none"
+    torch.set_float32_matmul_precision(oldest)
+    for owner, value in before:
+        owner.fp32_precision = value
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_fp32_is_no_tf32_whatever_a_program_has_set(pixels, what_a_program_set, on_device):
+    session = open_session(find_model("nuclei", None, {}), setup("torch", "fp32", 1), "uint8")
+    session._on_device = on_device  # CPU tensors through the code that a GPU runs
+    before, inside = cuda_flags(), []
+    network = session._network
+    session._network = lambda inputs: (inside.append(cuda_flags()), network(inputs))[1]
+    added_up(session, pixels)
+    assert cuda_flags() == before
+    if not on_device:
+        assert set(inside) == {before}
+        return
+    assert {flags for flags, _ in inside} == {(True, False, True)}
+    assert {one for _, (conv, _, matmul) in inside for one in (conv, matmul)} <= {"ieee", "none"}
+    assert {rnn for _, (_, rnn, _) in inside} == {before[1][1]}
+
+
 @pytest.mark.parametrize("backend", ["torch", "openvino"])
 def test_a_caller_that_breaks_off_leaves_a_session_in_order(backend, pixels):
     session = open_session(find_model("nuclei", None, {}), setup(backend, "fp32", 1), "uint8")

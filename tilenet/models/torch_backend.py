@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from itertools import batched
 from queue import SimpleQueue
 from typing import Any
@@ -36,10 +36,21 @@ __all__ = ["TorchSession", "TorchSums"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+_FLAGS: tuple[tuple[Any, str, object], ...] = (
+    (torch.backends.cudnn, "enabled", True),
+    (torch.backends.cudnn, "benchmark", False),
+    (torch.backends.cudnn, "deterministic", True),
+    # Not by `allow_tf32`: it cannot be asked for where a program has set these one by one.
+    (torch.backends.cudnn.conv, "fp32_precision", "ieee"),  # type: ignore[attr-defined]  # torch
+    (torch.backends.cuda.matmul, "fp32_precision", "ieee"),
+)
+
+
 class _Exact:
     """Makes fp32 mean fp32, not TF32, and chooses no kernel by a race that may end otherwise.
 
-    The flags are the process': the first who enters sets them, the last who leaves puts them back.
+    The flags are the process', and CUDA's alone: the first who enters sets them, the last who
+    leaves puts them back.
     """
 
     def __init__(self) -> None:
@@ -48,11 +59,16 @@ class _Exact:
     def __enter__(self) -> None:
         with self._lock:
             if not self._inside:
-                flags = torch.backends.cudnn.flags(
-                    enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-                )
-                self._flags.enter_context(flags)
+                self._set()
             self._inside += 1
+
+    def _set(self) -> None:
+        for owner, name, wanted in _FLAGS:
+            found = getattr(owner, name)
+            # "none" is exact too, and once set it would no longer follow what is above it.
+            if found not in (wanted, "none"):
+                self._flags.callback(setattr, owner, name, found)
+                setattr(owner, name, wanted)
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
@@ -231,7 +247,7 @@ class TorchSession:
         height, width = (side + self._lost for side in shape)
         views = [one.pixels[:, r : r + height, c : c + width] for one, r, c in batch]
         views += [torch.zeros_like(views[0])] * (self._together - len(views))
-        with torch.inference_mode(), _exact:
+        with torch.inference_mode(), _exact if self._on_device else nullcontext():
             raw = torch.stack(views).to(torch.float32)  # (N, C, h, w)
             inputs = ((raw - self._offset) / self._scale).to(
                 self._dtype, memory_format=torch.channels_last
