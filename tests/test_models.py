@@ -6,6 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import weakref
 from contextlib import closing
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ import zarr
 from rasters import picture, write_tif
 
 from tilenet.blend import Blend, Decision
+from tilenet.engine import task
 from tilenet.engine.block import BlockJob, drive
 from tilenet.errors import ModelError
 from tilenet.lattice import Axis, Lattice
@@ -127,6 +129,29 @@ def test_the_path_of_a_device_gives_what_the_cpu_gives(pixels):
     session._on_device = True  # CPU tensors through the code that a GPU runs
     assert np.array_equal(added_up(session, pixels), ours)
     assert len(np.unique(ours)) == 2
+
+
+def test_a_process_keeps_the_networks_that_it_used_last(monkeypatch):
+    class Loaded:
+        pass
+
+    monkeypatch.setattr(task, "_sessions", {})
+    monkeypatch.setattr(task, "open_session", lambda *_: Loaded())
+    files = find_model("nuclei", None, {})
+
+    def session(number):
+        return task.session_for(files, setup("torch", "fp32", number), "uint8")
+
+    first, used = weakref.ref(session(1)), session(2)
+    for number in (1, 3, 4, 1, 5):  # the last one takes the place of 2
+        session(number)
+    assert len(task._sessions) == 4
+    assert session(1) is first()
+    assert session(2) is not used
+    for number in range(6, 10):
+        session(number)
+    assert len(task._sessions) == 4
+    assert first() is None
 
 
 def cuda_flags():

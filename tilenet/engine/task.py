@@ -7,6 +7,7 @@ and only small reports travel. Doing a task twice, or in two places at once, giv
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
@@ -53,13 +54,23 @@ _sessions: dict[tuple[str, Setup, str], Session] = {}
 _sessions_lock = threading.Lock()
 _workers: dict[tuple[str, str], Worker] = {}
 _workers_lock = threading.Lock()
-_MOST_WORKERS = 8
+_MOST_SESSIONS, _MOST_WORKERS = 4, 8  # that are kept; whoever uses another one keeps it alive
+
+
+def _kept[K, V](table: dict[K, V], key: K, make: Callable[[], V], most: int) -> V:
+    """Return what a table has under a key, or make it when what was used longest ago has gone."""
+    if (found := table.pop(key, None)) is None:
+        while len(table) >= most:
+            del table[next(iter(table))]
+        found = make()
+    table[key] = found
+    return found
 
 
 def session_for(
     files: ModelFiles, setup: Setup, dtype: str, admission: Admission | None = None
 ) -> Session:
-    """Return this process's session for a model, loading it the first time.
+    """Return this process's session for a model, loading it if it is none of the last few.
 
     Parameters
     ----------
@@ -80,11 +91,13 @@ def session_for(
     key = (files.sha256, setup, dtype)
     if admission is not None:
         admission.check_versions(setup.library)
+
+    def load() -> Session:
+        here, own = (files, setup) if admission is None else admission.network(files, setup)
+        return open_session(here, own, dtype)
+
     with _sessions_lock:
-        if key not in _sessions:
-            here, own = (files, setup) if admission is None else admission.network(files, setup)
-            _sessions[key] = open_session(here, own, dtype)
-        return _sessions[key]
+        return _kept(_sessions, key, load, _MOST_SESSIONS)
 
 
 def _decided(done: Forwarded) -> dict[str, NDArray[Any]]:
@@ -247,11 +260,7 @@ class Worker:
 def _worker(file: str, run: str) -> Worker:
     """Return this process's worker of a run; a later run of its folder is another one."""
     with _workers_lock:
-        worker = _workers.pop((file, run), None) or _admitted(Path(file), run)
-        _workers[file, run] = worker
-        while len(_workers) > _MOST_WORKERS:
-            del _workers[next(iter(_workers))]  # the one that was used the longest ago
-        return worker
+        return _kept(_workers, (file, run), lambda: _admitted(Path(file), run), _MOST_WORKERS)
 
 
 def _admitted(file: Path, run: str) -> Worker:
