@@ -29,7 +29,7 @@ from tilenet.engine.columns import Columns
 from tilenet.engine.meter import Meter, Spans, host_of
 from tilenet.engine.runfolder import run_folder
 from tilenet.engine.scheduler import parse_scheduler, read_job_queue
-from tilenet.errors import ClusterError, OutputError, UnfitError, UsageError
+from tilenet.errors import ClusterError, OutputError, ResourceError, UnfitError, UsageError
 from tilenet.models.session import Setup
 from tilenet.models.store import find_model
 from tilenet.quiet import without_module
@@ -439,6 +439,39 @@ def test_strips_are_mended_where_the_network_runs(
     assert result.tiles_forwarded > result.tiles  # the lost strip's, again
     assert np.array_equal(mask(tmp_path / "x.zarr"), expected)
     assert "127.0.0.2" in {host_of(spans.worker) for spans in reports if spans.pixels}
+
+
+BROKEN = """
+import tilenet.engine.task as task
+
+class AcceleratorError(RuntimeError):
+    pass
+
+def drive(*_):
+    raise AcceleratorError("CUDA error: unspecified launch failure\\nSearch for it")
+
+def dask_setup(worker):
+    task.drive = drive
+"""
+
+
+def test_a_worker_whose_device_failed_takes_no_more_tasks(
+    scene, models, tmp_path, environment, expected
+):
+    preload = tmp_path / "broken.py"
+    preload.write_text(BROKEN)
+    model, out = models / "positional.onnx", tmp_path / "x.zarr"
+    with clusters.cluster(tmp_path / "dask", environment) as found:
+        broken = found.worker("--preload", preload)
+        with pytest.raises(ResourceError) as caught:
+            segment(scene, out, model, scheduler=found.address)
+        assert caught.value.code == 6
+        assert caught.value.what == "the device failed: CUDA error: unspecified launch failure"
+        assert broken.wait(60) == 6
+        found.worker()
+        segment(scene, out, model, scheduler=found.address)
+    assert np.array_equal(mask(out), expected)
+    assert "tilenet worker: the device failed" in (tmp_path / "dask" / "log").read_text()
 
 
 def addresses(found):

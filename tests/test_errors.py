@@ -8,11 +8,13 @@ import networks
 import numpy as np
 import pytest
 import safetensors.torch
+import torch
 import zarr
 from PIL import Image
 from rasters import picture, write_tif
 
 from tilenet.cli import app
+from tilenet.errors import DeviceError, ResourceError, convert_errors, error_of_one
 from tilenet.models.session import has_cuda
 
 # rasterio says so of every plain image that is opened; that is what these are.
@@ -239,6 +241,42 @@ def test_nobody_at_the_address(command, here):
     done = command(*line("blocks.tif", extra, "y.zarr"), "--json", cwd=here)
     assert_one_line(done, 9, ["tcp://127.0.0.1:9"])
     assert json.loads(done.out)["error"]["code"] == 9
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), ResourceError, "memory"),
+        (torch.AcceleratorError("CUDA error: out of memory\nSearch for"), ResourceError, "memory"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), ResourceError, "memory"),
+        (
+            RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+            ResourceError, "memory",
+        ),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+            ResourceError, "memory",
+        ),
+        (
+            torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered\nSearch for"),
+            DeviceError, "the device failed: CUDA error: uncorrectable ECC error encountered; x",
+        ),
+    ],
+)  # fmt: skip
+def test_what_torch_says_of_a_device(error, kind, words):
+    with pytest.raises(ResourceError, match=words) as caught, convert_errors("x"):
+        raise error
+    assert type(caught.value) is kind
+    assert caught.value.code == 6
+    assert caught.value.__cause__ is error
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (type(again), str(again)) == (kind, str(caught.value))
+    assert error_of_one(error, "x") is None  # the next input would meet it too
+
+
+def test_a_defect_is_no_devices():
+    with pytest.raises(RuntimeError, match="shapes"), convert_errors("x"):
+        raise RuntimeError("shapes differ")
 
 
 def test_flags_make_up_for_a_missing_card(cli, here, tmp_path, monkeypatch):

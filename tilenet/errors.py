@@ -9,6 +9,7 @@
     |-- ModelError       4  the model, or the machine's backend, does not fit
     |-- OutputError      5  the output exists, is foreign or busy
     |-- ResourceError    6  disk, memory or device exhausted; resumable
+    |   `-- DeviceError  6  the device failed, and this process can use it no more; resumable
     |-- InvalidError     7  finished, but some inputs or blocks are invalid
     |-- VerifyError      8  verification failed
     `-- ClusterError     9  the cluster was lost; resumable
@@ -32,6 +33,7 @@ from contextlib import contextmanager
 __all__ = [
     "DISK_FULL",
     "ClusterError",
+    "DeviceError",
     "InputError",
     "InterruptError",
     "InvalidError",
@@ -136,6 +138,10 @@ class ResourceError(TilenetError):
     code = 6
 
 
+class DeviceError(ResourceError):
+    """The device failed, and this process can use it no more."""
+
+
 class InvalidError(TilenetError):
     """The run finished, but some inputs or blocks are invalid."""
 
@@ -184,6 +190,10 @@ _EXHAUSTED = {
 }
 
 
+_NO_MEMORY = re.compile(r"CU\w+_STATUS_\w*ALLOC(ATION)?_FAILED|CUDA error: out of memory")
+"""What cuDNN, cuBLAS and CUDA say; CUDA also where it cannot pin the machine's own memory."""
+
+
 def blame(error: TilenetError) -> TilenetError:
     """Return `error`, or the want of file handles that a library reported as something else."""
     try:
@@ -196,6 +206,22 @@ def blame(error: TilenetError) -> TilenetError:
 
 def _lost(error: Exception, where: object) -> ClusterError:
     return ClusterError(f"the cluster was lost: {type(error).__name__}", where, "a rerun resumes")
+
+
+def _of_device(error: Exception, where: object) -> ResourceError | None:
+    """Return what a device has no memory for, or why it failed; None if it is something else.
+
+    By names, for torch need not be imported.
+    """
+    kind, text = type(error).__name__, str(error)
+    if kind == "OutOfMemoryError" or (isinstance(error, RuntimeError) and _NO_MEMORY.search(text)):
+        return ResourceError(
+            "the device is out of memory", where, "use a smaller --tile or --batch-size"
+        )
+    if kind == "AcceleratorError":
+        first = text.strip().partition("\n")[0]
+        return DeviceError(f"the device failed: {first}", where, "a rerun in a new process resumes")
+    return None
 
 
 @contextmanager
@@ -212,7 +238,7 @@ def convert_errors(where: object) -> Iterator[None]:
     OutputError
         For paths that cannot be.
     ResourceError
-        For other OSErrors and MemoryError.
+        For other OSErrors, MemoryError, and what torch says of a device.
     ClusterError
         For errors of Dask's about lost workers and connections.
     """
@@ -232,10 +258,8 @@ def convert_errors(where: object) -> Iterator[None]:
     except Exception as error:
         if type(error).__module__.startswith("distributed"):
             raise _lost(error, where) from error
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported
-            raise ResourceError(
-                "the device is out of memory", where, "use a smaller --tile or --batch-size"
-            ) from error
+        if (ours := _of_device(error, where)) is not None:
+            raise ours from error
         raise
 
 

@@ -27,9 +27,10 @@ from tilenet.engine.executor import FEW_BLOCKS, LOOK, THREADS, Executor, Workers
 from tilenet.engine.launch import HERE, start
 from tilenet.engine.meter import Spans, host_of
 from tilenet.engine.scheduler import parse_scheduler
-from tilenet.engine.worker import settle
+from tilenet.engine.worker import end_soon, settle
 from tilenet.errors import (
     ClusterError,
+    DeviceError,
     ResourceError,
     TilenetError,
     UnfitError,
@@ -290,6 +291,8 @@ def _as_value(function: Callable[..., Any], *arguments: Any) -> Any:
         if isinstance(error, UnfitError):
             name = f"the worker {own.address} on {socket.gethostname()}"
             return UnfitError(f"{name} {error.what}", error.where, error.do)
+        if isinstance(error, DeviceError) and not own.address.startswith("inproc:"):
+            end_soon(error)
         error.__cause__ = error.__context__ = None
         return error.with_traceback(None)
     for part in result if isinstance(result, tuple) else ():

@@ -15,8 +15,9 @@ from tilenet.models.session import cores
 from tilenet.quiet import quiet_dask
 from tilenet.watchdog import watch_reads
 
-__all__ = ["dask_setup", "own_threads", "settle"]
+__all__ = ["dask_setup", "end_soon", "own_threads", "settle"]
 
+_SOON = 5.0  # seconds, in which the run hears of it
 _lock = threading.Lock()
 _settled = False
 _threads: int | None = None
@@ -52,6 +53,13 @@ def settle(threads: int) -> None:
 def own_threads() -> int | None:
     """Return how many threads this process gives a network; None if the plan says it."""
     return _threads
+
+
+def end_soon(error: ResourceError) -> None:
+    """End this process, in which nothing can go well any more, when its last report is out."""
+    timer = threading.Timer(_SOON, _end, (error,))
+    timer.daemon = True
+    timer.start()
 
 
 def _prepare() -> None:

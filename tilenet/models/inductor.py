@@ -28,6 +28,8 @@ _OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
 }
 _MOST_SHAPES = 1 << 10  # of the networks of one architecture; Dynamo's own limit is 8
 _DO = "use --backend torch"
+_NO_FAULT = (OSError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
+"""What is none of the network's: a full disk, for one."""
 
 
 def check_compiler(device: str) -> None:
@@ -103,8 +105,8 @@ class CompiledNetwork:
                 answer: torch.Tensor = self._run(inputs)
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             inner = getattr(error, "inner_exception", None)
-            if isinstance(inner, OSError | MemoryError | torch.OutOfMemoryError):
-                raise inner from error  # a full disk, for one: no fault of the network's
+            if isinstance(inner, _NO_FAULT):
+                raise inner from error
             [first, *_] = (inner or error).args or ("",)
             first = str(first).strip().partition("\n")[0]
             raise ModelError(f"inductor cannot compile it: {first}", self._name, _DO) from error
