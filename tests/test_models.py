@@ -7,8 +7,9 @@ import shutil
 import subprocess
 import sys
 import weakref
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import networks
 import numpy as np
@@ -361,6 +362,39 @@ def test_choices(models):
     )  # fmt: skip
     assert choose(nuclei, device="cpu").precision in ("fp32", "bf16")
     assert choose(nuclei, device="cpu").backend != "inductor"  # which waits to be asked for
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """Let torch see an A100 and a T4, which only emulates bf16."""
+    current = [0]
+
+    @contextmanager
+    def chosen(device):
+        current.append(torch.device(device).index or 0)
+        yield
+        current.pop()
+
+    majors = {0: SimpleNamespace(major=8), 1: SimpleNamespace(major=7)}
+    monkeypatch.setattr("tilenet.models.session.has_cuda", lambda: True)
+    for name, value in {
+        "device": chosen, "is_available": lambda: True, "device_count": lambda: 2,
+        "current_device": lambda: current[-1], "get_device_properties": majors.__getitem__,
+        "_check_bf16_tensor_supported": lambda _: True,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision"), [("cuda", "bf16"), ("cuda:0", "bf16"), ("cuda:1", "fp16")]
+)
+def test_the_precision_is_what_the_device_itself_has(two_gpus, device, precision):
+    assert choose(find_model("nuclei", None, {}), device=device).precision == precision
+
+
+def test_a_gpu_too_many(two_gpus):
+    with pytest.raises(ModelError, match="no such CUDA device; --device cuda:2"):
+        choose(find_model("nuclei", None, {}), device="cuda:2")
 
 
 def test_a_network_that_shrinks_its_tiles_is_refused(tmp_path):

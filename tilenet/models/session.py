@@ -37,6 +37,7 @@ __all__ = [
     "network_shape",
     "open_session",
     "usual_batch",
+    "usual_precision",
 ]
 
 Backend = Literal["torch", "openvino", "inductor"]
@@ -232,13 +233,18 @@ def has_cuda() -> bool:
 
 
 def _choose_device(wanted: str) -> str:
-    kind = wanted.partition(":")[0]
+    kind, _, index = wanted.partition(":")
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", wanted):
         raise ModelError(f"no device {wanted}", "--device", "choose auto, cpu, cuda or cuda:i")
     if kind == "auto":
         return "cuda" if has_cuda() else "cpu"
     if kind == "cuda" and not has_cuda():
         raise ModelError("no CUDA device on this machine", "--device", "use --device cpu")
+    if index:
+        import torch
+
+        if int(index) >= torch.cuda.device_count():
+            raise ModelError("no such CUDA device", f"--device {wanted}", "choose another, or cpu")
     return wanted
 
 
@@ -246,19 +252,24 @@ def _choose_precision(device: str, wanted: str) -> Precision:
     asked = _PRECISIONS.get(wanted)
     if asked is None and wanted != "auto":
         raise ModelError(f"no precision {wanted}", "--precision", "choose auto, fp32, bf16 or fp16")
-    if device.startswith("cuda"):
-        if asked is not None:
-            return asked
-        import torch
-
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     if asked is None:
-        return "bf16" if cpu_flags() & {"amx_bf16", "bf16"} else "fp32"
-    if asked not in cpu_precisions():
+        return usual_precision(device)
+    if device == "cpu" and asked not in cpu_precisions():
         raise ModelError(
             f"this processor has no {asked} arithmetic", "--precision", "use --precision fp32"
         )
     return asked
+
+
+def usual_precision(device: str) -> Precision:
+    """Return the fastest arithmetic that a device has in hardware."""
+    if device == "cpu":
+        return "bf16" if cpu_flags() & {"amx_bf16", "bf16"} else "fp32"
+    import torch
+
+    with torch.cuda.device(device):  # torch answers for the current one
+        # Emulated, as before Ampere, bf16 is much slower than fp16.
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def cpu_precisions() -> set[str]:

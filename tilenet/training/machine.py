@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from tilenet.errors import ModelError, UsageError
-from tilenet.models.session import cores, cpu_flags
+from tilenet.models.session import cores, usual_precision
 from tilenet.training.config import TrainConfig
 
 __all__ = ["settle"]
@@ -25,14 +25,6 @@ def _device(wanted: str) -> str:
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise ModelError("no such CUDA device", f"--device {wanted}", "use --device cpu")
     return wanted
-
-
-def _precision(wanted: str, device: str) -> str:
-    if wanted != "auto":
-        return wanted
-    if device == "cpu":
-        return "bf16" if cpu_flags() & {"amx_bf16", "bf16"} else "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
 def _encoder_weights(wanted: str) -> str:
@@ -55,7 +47,7 @@ def settle(config: TrainConfig) -> TrainConfig:
         No such kind of device.
     """
     device = _device(config.device)
-    precision = _precision(config.precision, device)
+    precision = config.precision if config.precision != "auto" else usual_precision(device)
     if (device, precision) == ("cpu", "fp16"):
         raise ModelError("a CPU does not train in fp16", "--precision fp16", "use bf16 or fp32")
     workers = config.workers if config.workers >= 0 else min(_MOST_WORKERS, cores() // 2)
