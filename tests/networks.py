@@ -175,19 +175,21 @@ def _unet(classes, bands, seed, depth):
     return network.eval()
 
 
-def classic(folder, classes=3, seed=7, **keys):
+def classic(folder, classes=3, seed=7, norm=False, **keys):
     """Save a random classic U-Net of a few layers; returns its folder."""
     import safetensors.torch
     import torch
 
     from tilenet.models.classic import ClassicUNet
 
-    folder, options = Path(folder), {"in_channels": 3, "classes": classes, "widths": [4, 8]}
+    folder, options = (
+        Path(folder),
+        {"in_channels": 3, "classes": classes, "widths": [4, 8], "norm": norm},
+    )
     torch.manual_seed(seed)
     folder.mkdir(parents=True)
-    safetensors.torch.save_file(
-        ClassicUNet(3, classes, widths=(4, 8)).state_dict(), folder / "model.safetensors"
-    )
+    network = ClassicUNet(3, classes, widths=(4, 8), norm=norm)
+    safetensors.torch.save_file(network.state_dict(), folder / "model.safetensors")
     config = {"_model_class": "ClassicUNet", **options}
     (folder / "config.json").write_text(json.dumps(config))
     document = card(classes, mean=[0.4], std=[0.25], divisor=2)

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import networks
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import zarr
 from rasters import picture, write_tif
@@ -23,6 +24,7 @@ from tilenet.engine import task
 from tilenet.engine.block import BlockJob, drive
 from tilenet.errors import ModelError
 from tilenet.lattice import Axis, Lattice
+from tilenet.models.build import build_network
 from tilenet.models.card import parse_card
 from tilenet.models.contract import keeps_batch_contract
 from tilenet.models.session import Setup, choose, cpu_precisions, network_shape, open_session
@@ -234,9 +236,49 @@ def test_bf16_is_close_to_fp32(pixels):
         assert difference.max() < 0.3  # a few scores near the threshold, where it is steepest
 
 
-# -- the compiled network
-
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    """Return a network that BatchNorms keep in range, by numbers that bf16 and fp16 do not hold."""
+    folder = networks.classic(tmp_path_factory.mktemp("uneven") / "m", norm=True)
+    network = build_network(find_model(str(folder), None, {})).train()
+    for _ in range(100):  # sees what it will see
+        network((torch.from_numpy(picture(160, 128))[None] / 255 - 0.4) / 0.25)
+    state = network.state_dict()
+    for name in [name for name in state if name.endswith(".running_var")]:
+        before, _, number = name.removesuffix(".running_var").rpartition(".")
+        var = state[name].clone()
+        state[name] = 2.0 ** torch.linspace(7, 23, len(var)).round() * (1 + 0.98 * 2**-8)
+        factor = (state[name] / var).sqrt()
+        state[f"{before}.{number}.running_mean"] *= factor
+        state[f"{before}.{number}.weight"] += 1.02 * 2**-8
+        state[f"{before}.{int(number) - 1}.weight"] *= factor[:, None, None, None]
+    safetensors.torch.save_file(state, folder / "model.safetensors")
+    return find_model(str(folder), None, {})
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision"),
+    [
+        ("torch", "bf16"), ("torch", "fp16"),
+        pytest.param("inductor", "bf16", marks=needs_compiler),
+    ],
+)  # fmt: skip
+def test_statistics_keep_their_precision(uneven, pixels, backend, precision):
+    exact = scores_of(uneven, "torch", pixels)
+    session = open_session(uneven, setup("torch", precision, 1), "uint8")
+    session._network.to(session._dtype)  # these too, which they are not to be
+    [rounded] = session.scores([(session.load(pixels), 0, 0)], pixels.shape[1:])
+    kept = scores_of(uneven, backend, pixels, precision)
+    assert np.isfinite(kept).all()
+    assert kept.std(axis=(1, 2)).min() > 0.05
+    assert np.abs(kept - exact).mean() < 0.003
+    assert np.abs(kept - exact).mean() < 0.7 * np.abs(rounded - exact).mean()
+
+
+# -- the compiled network
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,10 @@ __all__ = ["TorchSession", "TorchSums"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+_BATCH_NORMS = (
+    torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d, torch.nn.SyncBatchNorm,
+)  # fmt: skip
+
 _FLAGS: tuple[tuple[Any, str, object], ...] = (
     (torch.backends.cudnn, "enabled", True),
     (torch.backends.cudnn, "benchmark", False),
@@ -78,6 +82,19 @@ class _Exact:
 
 
 _exact = _Exact()
+
+
+def _cast(network: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """Cast a network, all but its BatchNorms, which take any input and give the same.
+
+    Of a running variance bf16 keeps 8 bits; fp16 ends at 65504, and beyond a channel is constant.
+    """
+    norms = [one for one in network.modules() if isinstance(one, _BATCH_NORMS)]
+    exact = [one.state_dict() for one in norms]
+    network.to(dtype)
+    for norm, state in zip(norms, exact, strict=True):
+        norm.float().load_state_dict(state)
+    return network
 
 
 class TorchSums:
@@ -176,7 +193,7 @@ class TorchSession:
         self._dtype = _DTYPES[setup.precision]
         if setup.device_class == "cpu":
             torch.set_num_threads(setup.threads)
-        network = build_network(files).to(self._device, self._dtype)
+        network = _cast(build_network(files), self._dtype).to(self._device)
         network = network.to(memory_format=torch.channels_last)
         self._network: Callable[[torch.Tensor], torch.Tensor] = (
             CompiledNetwork(network, files.card.name) if setup.backend == "inductor" else network
