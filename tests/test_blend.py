@@ -11,6 +11,8 @@ from hypothesis.extra import numpy as hnp
 
 from tilenet.blend import AXIS_ONE, ONE, Blend, Decision, Sums, axis_weights, decide, quantise
 from tilenet.lattice import Axis
+from tilenet.models import torch_backend
+from tilenet.models.lanes import to_device
 from tilenet.models.torch_backend import TorchSums
 from tilenet.pyramid import halve
 
@@ -139,6 +141,20 @@ def test_full_scores_never_overflow():
     assert sums.min() >= ONE * (1 - 2**-20)
     assert sums.max() <= ONE * (1 + 2**-22)
     assert (quantise(sums, SOFTMAX) == 255).all()
+
+
+def test_weights_go_to_a_device_once(monkeypatch):
+    gone = []
+    monkeypatch.setattr(
+        torch_backend, "to_device", lambda *one: (gone.append(one[0]), to_device(*one))[1]
+    )
+    torch_backend._axis_there.cache_clear()
+    tiles = some_tiles(SOFTMAX)
+    for _ in "12":
+        sums = added(tiles, SOFTMAX, TorchSums)
+    assert np.array_equal(sums.take(ALL, ALL), added(tiles, SOFTMAX).take(ALL, ALL))
+    kinds = {(axis, part[axis].tobytes()) for *_, part in tiles for axis in (0, 1)}
+    assert len(gone) == len(kinds) < len(tiles)
 
 
 @pytest.mark.parametrize("kind", [Sums, TorchSums])

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import lru_cache
 from itertools import batched
 from queue import SimpleQueue
 from typing import Any
@@ -97,6 +98,21 @@ def _cast(network: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
     return network
 
 
+def _axis(weights: NDArray[np.float64], factor: float, device: torch.device) -> torch.Tensor:
+    """Return the weights of one axis on a device: few differ, and every tile takes two."""
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+    return _axis_there(weights.tobytes(), factor, device, stream)
+
+
+@lru_cache(maxsize=256)
+def _axis_there(
+    weights: bytes, factor: float, device: torch.device, stream: torch.cuda.Stream | None
+) -> torch.Tensor:
+    """Return weights for one stream: another would have to wait for them, and free them later."""
+    del stream
+    return to_device((np.frombuffer(weights) * factor).astype(np.float32), device)
+
+
 class TorchSums:
     """`tilenet.blend.Sums` on a torch device; the same integers, bit for bit.
 
@@ -135,8 +151,8 @@ class TorchSums:
         if self._decision.bits:
             limit = float(1 << self._decision.bits)
             scores = scores.clamp(-limit, limit)
-        rows = to_device((weights[0] * scale).astype(np.float32), scores.device)
-        cols = to_device((weights[1] * float(AXIS_ONE)).astype(np.float32), scores.device)
+        rows = _axis(weights[0], scale, scores.device)
+        cols = _axis(weights[1], float(AXIS_ONE), scores.device)
         plane = rows[:height, None] * cols[None, :width]
         whole = (scores * plane).to(torch.int32)
         self._sums[:, row : row + height, col : col + width] += whole
