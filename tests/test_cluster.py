@@ -27,6 +27,7 @@ from tilenet.engine import cluster, executor, large, launch, spill, task, tasks
 from tilenet.engine.admission import Admission, admitting, revoke
 from tilenet.engine.columns import Columns
 from tilenet.engine.meter import Meter, Spans, host_of
+from tilenet.engine.run import run_many
 from tilenet.engine.runfolder import run_folder
 from tilenet.engine.scheduler import parse_scheduler, read_job_queue
 from tilenet.errors import ClusterError, OutputError, ResourceError, UnfitError, UsageError
@@ -355,6 +356,29 @@ def test_a_network_that_workers_see_in_the_run_folder_only(
 
 
 # -- who does what
+
+
+@pytest.mark.parametrize(("device", "forwards"), [("cpu", 2), ("cuda", 4)])
+def test_a_gpu_has_two_more_blocks_in_flight(device, forwards):
+    """While the GPU computes in two lanes, two threads read and one is free to join."""
+    met, running, most = threading.Barrier(forwards), [], []
+
+    def task(number):
+        running.append(number)
+        most.append(len(running))
+        met.wait(30)  # breaks unless so many come
+        running.remove(number)
+        return number
+
+    with cluster.open_executor("local", 1, device_class=device) as found:
+        work = [(k,) for k in range(3 * forwards)]
+        done = run_many(found, task, work, lambda *_: (), lambda *_: None)
+        assert sorted(done) == [k for (k,) in work]
+        assert max(most) == forwards
+        assert found._pool._max_workers == forwards + 1
+    with cluster.open_executor("local", 1000, device_class=device) as found:
+        assert list(found._client.nthreads().values()) == [forwards + 1]
+        assert found.forwards == forwards
 
 
 @pytest.fixture

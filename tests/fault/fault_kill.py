@@ -29,8 +29,8 @@ from workload import (
     wait_for,
 )
 
+from tilenet.engine.executor import forwards_on
 from tilenet.engine.journal import decode
-from tilenet.engine.tasks import FORWARDS_PER_WORKER
 from tilenet.sinks import documents
 
 NEEDS = ("cc",)
@@ -107,7 +107,7 @@ class _Kills:
             stored = list((run_folder(self.out) / "store" / "mask" / "c").glob("*/*[0-9]"))
             self._note_most("most_forwards_redone", len(begun))
             self._note_most("most_joins_redone", len(stored) - len(set(records) - {-1}))
-            if len(begun) > FORWARDS_PER_WORKER:
+            if len(begun) > forwards_on("cpu"):
                 self.failures.append(f"{self.out.name}: {len(begun)} forwards are done again")
 
     def _note_most(self, name: str, value: int) -> None:

@@ -23,7 +23,14 @@ from urllib.parse import urlsplit
 from tilenet import __version__, durable
 from tilenet.engine import counters
 from tilenet.engine.admission import Versions, choose_here, versions_here
-from tilenet.engine.executor import FEW_BLOCKS, LOOK, THREADS, Executor, WorkersDied
+from tilenet.engine.executor import (
+    FEW_BLOCKS,
+    LOOK,
+    Executor,
+    WorkersDied,
+    forwards_on,
+    threads_on,
+)
 from tilenet.engine.launch import HERE, start
 from tilenet.engine.meter import Spans, host_of
 from tilenet.engine.scheduler import parse_scheduler
@@ -51,7 +58,6 @@ _PATIENCE = 2
 _SETTLE, _SOON = 60.0, 0.2  # seconds for workers to be there again; between looks
 _RESUMES = "a rerun resumes"
 _GPU = "GPU"  # the resource (Dask's word) of workers that run networks, if any has it
-_GPU_SHARE = 0.5  # that a task takes: while one computes, the next reads
 
 
 class _Threads:
@@ -59,10 +65,11 @@ class _Threads:
 
     workers, patience, elsewhere = 1, 1, False
 
-    def __init__(self) -> None:
+    def __init__(self, device_class: str) -> None:
         self.versions: Versions = {}
         self.places: Mapping[str, str] = {"": ""}
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="tilenet")
+        self.forwards = forwards_on(device_class)
+        self._pool = ThreadPoolExecutor(threads_on(device_class), thread_name_prefix="tilenet")
 
     def submit(
         self,
@@ -110,10 +117,15 @@ class _Dask:
         See `Executor`.
     grace : float
         Seconds without workers until it counts as lost.
+    device_class : str
+        What the network runs on; workers elsewhere `choose` it later.
     """
 
-    def __init__(self, client: Any, patience: int, *, elsewhere: bool, grace: float) -> None:
+    def __init__(
+        self, client: Any, patience: int, *, elsewhere: bool, grace: float, device_class: str
+    ) -> None:
         self._client, self.patience, self.elsewhere = client, patience, elsewhere
+        self.forwards = forwards_on(device_class)
         self._grace = grace
         self._looked = self._alive = time.monotonic()
         self._known: set[str] = set()
@@ -155,7 +167,7 @@ class _Dask:
         options: dict[str, Any] = {}
         if network and self._marked:
             # Without `near`: where those workers are gone, Dask would forget the resource too.
-            options = {"resources": {_GPU: _GPU_SHARE}}
+            options = {"resources": {_GPU: 1 / self.forwards}}
         elif near and self.elsewhere and len(self._known) > 1:
             # On one machine it gains nothing.
             options = {"workers": list(near), "allow_other_workers": True}
@@ -264,6 +276,7 @@ class _Dask:
                 "give --tile, or workers more memory",
             ) from error  # fmt: skip
         self.versions = versions_here() | version
+        self.forwards = forwards_on(sizes.setup.device_class)
         return sizes
 
 
@@ -320,7 +333,12 @@ def _check_versions(client: Any) -> None:
 
 @contextmanager
 def open_executor(
-    scheduler: str, tasks: int, *, insecure: bool = False, report: Path | None = None
+    scheduler: str,
+    tasks: int,
+    *,
+    device_class: str = "cpu",
+    insecure: bool = False,
+    report: Path | None = None,
 ) -> Iterator[Executor]:
     """Open what runs the tasks.
 
@@ -330,6 +348,8 @@ def open_executor(
         See `tilenet.engine.scheduler.parse_scheduler`.
     tasks : int
         How many there will be; few are not worth a cluster.
+    device_class : str
+        What the network runs on, where it is known.
     insecure : bool
         Take a ``tcp://`` scheduler beyond this machine.
     report : Path, optional
@@ -346,7 +366,7 @@ def open_executor(
     if report is not None and not report.parent.is_dir():
         raise UsageError("no such folder", "--dask-report", "choose another place")
     if found.kind == "local" and tasks <= FEW_BLOCKS and report is None:
-        threads = _Threads()
+        threads = _Threads(device_class)
         try:
             yield threads
         finally:
@@ -357,7 +377,9 @@ def open_executor(
     quiet_dask()
     with ExitStack() as stack:
         try:
-            target, wait, grace = start(found, stack, insecure=insecure)
+            target, wait, grace = start(
+                found, stack, threads=threads_on(device_class), insecure=insecure
+            )
             if not isinstance(target, str):
                 stack.callback(target.close)
             client = distributed.Client(target, timeout=15, set_as_default=report is not None)
@@ -379,7 +401,9 @@ def open_executor(
         if report is not None:
             stack.enter_context(_reporting(client, report))
         patience = _PATIENCE if found.kind in ("processes", "cuda") else 1
-        yield _Dask(client, patience, elsewhere=found.elsewhere, grace=grace)
+        yield _Dask(
+            client, patience, elsewhere=found.elsewhere, grace=grace, device_class=device_class
+        )
 
 
 def _say_counters(client: Any, *, here: bool) -> None:

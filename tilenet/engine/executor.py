@@ -7,19 +7,38 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from tilenet.engine.admission import Versions
+from tilenet.models.session import LANES
 from tilenet.models.sizes import Sizes, Wanted
 from tilenet.models.store import ModelFiles
 
-__all__ = ["FEW_BLOCKS", "LOOK", "THREADS", "Executor", "WorkersDied", "next_done"]
-
-THREADS = 3
-"""Per worker process: one computes, one reads ahead, one joins and writes."""
+__all__ = [
+    "FEW_BLOCKS",
+    "LOOK",
+    "Executor",
+    "WorkersDied",
+    "forwards_on",
+    "next_done",
+    "threads_on",
+]
 
 FEW_BLOCKS = 256
 """So many need no cluster: importing distributed costs 1 s, its cluster 30 MB and 1 ms a task."""
 
 LOOK = 5.0
 """Seconds between looks at whether anybody is left to finish a task."""
+
+
+def forwards_on(device_class: str) -> int:
+    """Return how many forwards a worker process has in flight: while one computes, the next reads.
+
+    On a GPU as many as there are lanes compute, and two read.
+    """
+    return 2 if device_class == "cpu" else LANES + 2
+
+
+def threads_on(device_class: str) -> int:
+    """Return a worker process's threads: one for each forward, and one that joins and writes."""
+    return forwards_on(device_class) + 1
 
 
 class WorkersDied(Exception):
@@ -89,6 +108,10 @@ class Executor(Protocol):
     @property
     def workers(self) -> int:
         """How many processes run networks, as far as is known."""
+
+    @property
+    def forwards(self) -> int:
+        """How many forwards each of them has in flight (see `forwards_on`)."""
 
 
 def next_done(done: queue.SimpleQueue[Any], executor: Executor) -> Any:

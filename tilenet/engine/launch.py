@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tilenet.engine.executor import THREADS
 from tilenet.engine.scheduler import (
     JobQueue,
     Scheduler,
@@ -117,12 +116,12 @@ def _check_safe(address: str, *, insecure: bool) -> None:
             )  # fmt: skip
 
 
-def _local_cluster(found: Scheduler) -> Any:
+def _local_cluster(found: Scheduler, threads: int) -> Any:
     """Start a cluster of our own on this machine."""
     import distributed
 
     options: dict[str, Any] = {
-        "threads_per_worker": THREADS, "memory_limit": 0,
+        "threads_per_worker": threads, "memory_limit": 0,
         # Dask's own counters, on loopback only and on whatever port is free.
         "dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0",
     }  # fmt: skip
@@ -214,8 +213,10 @@ def _kubernetes_cluster(found: Scheduler) -> Any:
         ) from error
 
 
-def start(found: Scheduler, stack: ExitStack, *, insecure: bool) -> tuple[Any, float, float]:
-    """Start or find a cluster.
+def start(
+    found: Scheduler, stack: ExitStack, *, threads: int, insecure: bool
+) -> tuple[Any, float, float]:
+    """Start or find a cluster; each process that is started here has so many threads.
 
     Returns
     -------
@@ -238,7 +239,7 @@ def start(found: Scheduler, stack: ExitStack, *, insecure: bool) -> tuple[Any, f
         # Dask looks some time after a worker died, and ends it for good if it is not there just
         # then, be it that it died once more and is being started again.
         stack.enter_context(dask.config.set({"distributed.deploy.lost-worker-timeout": _NEVER}))
-        target = _local_cluster(found)
+        target = _local_cluster(found, threads)
     if found.elsewhere:
         address = target if isinstance(target, str) else target.scheduler_address
         _check_safe(address, insecure=insecure)

@@ -212,7 +212,8 @@ def _repair_file(found: Inspection, source: Path | None, model: Path | None) -> 
                     stored = write_block(store, plan.lattice, record.block, *pixels)
                     journal.append([replace(record, files=files_of(stored))])
     size, blocks = found.document["size"], plan.lattice.blocks
-    with _aside(out, folder, size), open_executor("local", blocks) as executor:
+    device = plan.setup.device_class
+    with _aside(out, folder, size), open_executor("local", blocks, device_class=device) as executor:
         run_large(plan, out, executor, lambda _pixels: None, overwrite=True)
 
 

@@ -21,7 +21,7 @@ from tilenet.engine.plan import Plan
 from tilenet.engine.runfolder import STRIPS
 from tilenet.engine.state import Share, State
 from tilenet.engine.task import forward_task, join_task, mend_task
-from tilenet.engine.tasks import FORWARDS_PER_WORKER, Hosts, Tasks
+from tilenet.engine.tasks import Hosts, Tasks
 
 __all__ = ["run_blocks", "run_many"]
 
@@ -178,7 +178,7 @@ def run_many(
     suspects: list[tuple[Any, ...]] = []
     left = iter(arguments)
     while True:
-        while len(running) < FORWARDS_PER_WORKER * executor.workers:
+        while len(running) < executor.forwards * executor.workers:
             values = next(left, None)
             if values is None:
                 break

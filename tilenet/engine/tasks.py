@@ -15,10 +15,7 @@ from tilenet.engine.lost import lose_block
 from tilenet.engine.meter import Spans, host_of
 from tilenet.engine.task import Blocks, forward_task, join_task
 
-__all__ = ["FORWARDS_PER_WORKER", "Hosts", "Tasks"]
-
-FORWARDS_PER_WORKER = 2
-"""That are in flight: while one computes, the next reads."""
+__all__ = ["Hosts", "Tasks"]
 
 _MAX_JOINS = 16  # or as many as workers
 _MAX_WORKERS = 1 << 16  # that are told apart: a spot fleet may see many come and go
@@ -107,7 +104,7 @@ class Tasks:
         executor = self._executor
         if self._joins > max(_MAX_JOINS, executor.workers):
             return None
-        if self._forwarding >= FORWARDS_PER_WORKER * executor.workers:
+        if self._forwarding >= executor.forwards * executor.workers:
             return None
         return min(executor.places, key=self._forwards.__getitem__, default=None)
 

@@ -16,10 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["LANES", "Lane", "Upload", "open_lane", "to_device", "upload"]
-
-LANES = 2
-"""Blocks in flight on a device."""
+__all__ = ["Lane", "Upload", "open_lane", "to_device", "upload"]
 
 
 @dataclass(frozen=True, slots=True)

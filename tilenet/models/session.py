@@ -20,6 +20,7 @@ from tilenet.errors import ModelError
 from tilenet.models.store import ModelFiles
 
 __all__ = [
+    "LANES",
     "Backend",
     "NetworkShape",
     "Precision",
@@ -46,6 +47,9 @@ Precision = Literal["fp32", "bf16", "fp16"]
 _PRECISIONS: dict[str, Precision] = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp16"}
 
 Weights = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+LANES = 2
+"""Blocks in flight on a device that computes beside the processor."""
 
 Tile = tuple[Any, int, int]
 """What `Session.load` gave, and the row and column of the tile's first pixel in it."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from tilenet.memory import memory_limit
 from tilenet.models.footprint import Footprint, footprint
-from tilenet.models.session import Setup, choose, cores, usual_batch
+from tilenet.models.session import LANES, Setup, choose, cores, usual_batch
 from tilenet.models.store import ModelFiles
 
 __all__ = ["Sizes", "Wanted", "choose_sizes", "decide"]
@@ -177,8 +177,4 @@ def _at_once(setup: Setup, tile: int) -> int:
         from tilenet.models.openvino_backend import streams_for
 
         return streams_for(cores(), tile * tile)
-    if setup.device == "cpu":
-        return 1
-    from tilenet.models.lanes import LANES
-
-    return LANES
+    return 1 if setup.device == "cpu" else LANES

@@ -28,8 +28,8 @@ from tilenet.errors import ModelError
 from tilenet.memory import keep_large_arrays
 from tilenet.models.build import build_network
 from tilenet.models.inductor import CompiledNetwork
-from tilenet.models.lanes import LANES, Lane, Upload, open_lane, to_device, upload
-from tilenet.models.session import Setup, SumsLike, Tile, Weights, check_answer
+from tilenet.models.lanes import Lane, Upload, open_lane, to_device, upload
+from tilenet.models.session import LANES, Setup, SumsLike, Tile, Weights, check_answer
 from tilenet.models.store import ModelFiles
 
 __all__ = ["TorchSession", "TorchSums"]

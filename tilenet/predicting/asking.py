@@ -124,13 +124,20 @@ def named_output(out: Path, config: PredictConfig) -> Path:
 
 
 def executor_for(
-    config: PredictConfig, tasks: int, cluster: Executor | None
+    config: PredictConfig, tasks: int, cluster: Executor | None, device_class: str = "cpu"
 ) -> AbstractContextManager[Executor]:
-    """Return what runs so many tasks: the cluster that is open, or one of our own to be opened."""
+    """Return what runs so many tasks: the cluster that is open, or one of our own to be opened.
+
+    That one is made for a kind of device.
+    """
     if cluster is not None:
         return nullcontext(cluster)
     return open_executor(
-        config.scheduler, tasks, insecure=config.insecure_cluster, report=config.dask_report
+        config.scheduler,
+        tasks,
+        device_class=device_class,
+        insecure=config.insecure_cluster,
+        report=config.dask_report,
     )
 
 

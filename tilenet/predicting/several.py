@@ -183,7 +183,8 @@ def predict_many(
             cluster = stack.enter_context(cluster_for(config))
             request = request_for(config, None, cluster=cluster)
             request = stack.enter_context(meeting(request, cluster, out.absolute()))
-            executor = stack.enter_context(executor_for(config, len(left) // _PACK, cluster))
+            tasks, device = len(left) // _PACK, request.setup.device_class
+            executor = stack.enter_context(executor_for(config, tasks, cluster, device))
             many = _Many(seen(left, cluster), request, clock, tracker)
             many.drive(executor)
     wrong = [error for error in many.failed.values() if isinstance(error, UsageError)]

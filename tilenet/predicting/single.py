@@ -160,7 +160,7 @@ def _run_part(
     tracker.all_known()
     tracker.start(path, out, len(own))
     # A part needs no cluster, however large it is.
-    with executor_for(request.config, 1, cluster) as executor:
+    with executor_for(request.config, 1, cluster, plan.setup.device_class) as executor:
         large = run_part(plan, out, part, executor, partial(tracker.advance, path))
     meter = large.meter.note_memory()
     say_nonfinite(meter.nonfinite)
@@ -220,7 +220,8 @@ def run_one(
         say_nonfinite(item.nonfinite)
         run = item_result(item, spans, clock.seconds)
     else:
-        with executor_for(config, item.plan.lattice.blocks, cluster) as executor:
+        blocks, device = item.plan.lattice.blocks, item.plan.setup.device_class
+        with executor_for(config, blocks, cluster, device) as executor:
             run = run_large_one(item.plan, out, executor, config, advance, copy)
     tell_end(tracker, path, run, resumed=item.resumed)
     return result_of(run, clock)
