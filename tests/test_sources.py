@@ -7,6 +7,7 @@ import struct
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 from PIL import Image
 from rasterio.control import GroundControlPoint
 from rasterio.env import getenv, hasenv
@@ -170,6 +171,74 @@ def test_nodata_of_signed_integers(tmp_path, nodata):
     _, valid = open_raster(tmp_path / "a.tif").read(Window(0, 0, 20, 30), np.zeros(1))
     assert valid is not None
     assert np.array_equal(~valid, values[0] == nodata)
+
+
+FILL = 77.0
+
+
+def read_filled(path, view=None):
+    raster = open_raster(path, view)
+    window = Window(0, 0, raster.info.height, raster.info.width)
+    pixels, valid = raster.read(window, np.full(len(raster.info.bands), FILL))
+    return pixels, np.ones(pixels.shape[1:], bool) if valid is None else valid
+
+
+def rows(*values, dtype="uint8"):
+    """Return a picture, (3, rows, 16), each row of one colour."""
+    return np.repeat(np.array(values, dtype).T[:, :, None], 16, axis=2)
+
+
+@pytest.mark.parametrize("nodata", [0, 255])
+def test_bytes_that_are_nodata_in_some_bands_are_colours(tmp_path, nodata):
+    pixels = rows((nodata, 40, 50), (nodata, nodata, 50), (nodata,) * 3, (10, 20, 30))
+    found, valid = read_filled(
+        write_tif(tmp_path / "a.tif", pixels, georeferenced=True, nodata=nodata)
+    )
+    assert valid[:, 0].tolist() == [True, True, False, True]
+    assert np.array_equal(found, np.where(valid, pixels, int(FILL)))
+
+
+@pytest.mark.parametrize("dtype", ["int16", "uint16", "float32"])
+def test_wider_nodata_in_some_bands_is_seen_as_the_mean(tmp_path, dtype):
+    nodata = 0 if dtype == "uint16" else -9999
+    pixels = rows((nodata, 40, 50), (nodata,) * 3, (10, 20, 30), dtype=dtype)
+    found, valid = read_filled(
+        write_tif(tmp_path / "a.tif", pixels, georeferenced=True, nodata=nodata)
+    )
+    assert valid[:, 0].tolist() == [True, False, True]
+    assert found[:, :, 0].T.tolist() == [[FILL, 40, 50], [FILL] * 3, [10, 20, 30]]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
+def test_where_there_is_a_mask_nodata_says_nothing(tmp_path, dtype):
+    pixels = rows((0, 0, 0), (0, 40, 50), (10, 20, 30), dtype=dtype)
+    path = write_tif(tmp_path / "a.tif", pixels, georeferenced=True, nodata=0)
+    mask = np.full((3, 16), 255, np.uint8)
+    mask[2] = 0
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as dataset:
+        dataset.write_mask(mask)
+    assert open_raster(path).info.validity == "mask"
+    found, valid = read_filled(path)
+    assert valid[:, 0].tolist() == [True, True, False]
+    assert np.array_equal(found, np.where(valid, pixels, int(FILL)))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16"])
+def test_nodata_of_each_band_in_a_vrt(tmp_path, dtype):
+    pixels = rows((30, 40, 50), (30, 1, 50), (1, 30, 30), dtype=dtype)
+    path = write_tif(tmp_path / "a.tif", pixels, georeferenced=True)
+    rasterio.shutil.copy(path, tmp_path / "a.vrt", driver="VRT")
+    text = (tmp_path / "a.vrt").read_text()
+    for band, value in enumerate((30, 40, 50), 1):
+        opening = f'band="{band}">'
+        text = text.replace(opening, f"{opening}<NoDataValue>{value}</NoDataValue>")
+    (tmp_path / "a.vrt").write_text(text)
+    view = View(allow_remote=True)
+    assert open_raster(tmp_path / "a.vrt", view).info.nodata == (30, 40, 50)
+    found, valid = read_filled(tmp_path / "a.vrt", view)
+    assert valid[:, 0].tolist() == [False, True, True]
+    second = [30, 1, 50] if dtype == "uint8" else [FILL, 1, FILL]
+    assert found[:, :, 0].T.tolist() == [[FILL] * 3, second, [1, 30, 30]]
 
 
 def test_pages_in_a_circle_and_a_codec_of_nobody(tmp_path):

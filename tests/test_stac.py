@@ -179,6 +179,21 @@ class TestPixels:
         assert (~valid).any()
         assert np.array_equal(found, np.where(pixels[2:] == 0, 7, pixels[2:]))
 
+    @pytest.mark.parametrize("scale", [1.0, 0.5])
+    def test_bytes_of_several_files_are_colours_as_of_one(self, tmp_path, scale):
+        pixels = picture(60, 80, bands=3)
+        pixels[0, :30] = pixels[1, 10:40] = pixels[2, 20:50] = 0
+        red, green, blue = ("red", "green", "blue")
+        for name, plane in zip((red, green, blue), pixels, strict=True):
+            write_tif(tmp_path / f"{name}.tif", plane[None], georeferenced=True, nodata=0)
+        told = {"raster:bands": [{"scale": scale, "offset": 3 * (scale - 1)}]}
+        bands = {n: asset(f"{n}.tif", [{"name": n}], **told) for n in (red, green, blue)}
+        path = item(tmp_path, bands)
+        found, valid = whole(path, asking(red, green, blue, scaling="apply"), fill=7.0)
+        assert np.array_equal(~valid, (pixels == 0).all(axis=0))
+        assert (~valid).any()
+        assert np.array_equal(found, np.where(valid, pixels * scale + 3 * (scale - 1), 7))
+
     def test_nodata_that_only_the_item_tells(self, tmp_path):
         pixels = PIXELS[:1].copy()
         pixels[0, :50] = 9

@@ -21,6 +21,7 @@ from tilenet.sources.rasterinfo import Found, RasterInfo
 from tilenet.sources.remote import is_remote
 from tilenet.sources.salvage import Pixels
 from tilenet.sources.stac import Part, parts_of, read_item
+from tilenet.sources.validity import holds
 from tilenet.sources.view import View
 
 __all__ = ["LayersHandle", "find"]
@@ -168,6 +169,22 @@ def find(name: str, view: View, open_file: Open) -> Found:
     )
 
 
+def _blank(info: RasterInfo, fill: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what stands, (C,), at the invalid pixels of one of the files.
+
+    In a file of bytes that is what is there, its nodata: another file may see the pixel, and then
+    each of its values may be a colour, as it may be where all bands are in one file.
+    """
+    stored = np.dtype(info.stored_dtype)
+    if info.validity != "nodata" or stored.itemsize > 1:
+        return fill
+    blank, scaling = fill.copy(), info.scaling or ((1.0, 0.0),) * len(fill)
+    for band, value in enumerate(info.nodata):
+        if value is not None and holds(stored, value):
+            blank[band] = value * scaling[band][0] + scaling[band][1]
+    return blank
+
+
 class LayersHandle:
     """The files of an item, open; belongs to one thread at a time.
 
@@ -202,9 +219,12 @@ class LayersHandle:
         pixels = np.empty((len(fill), box.height, box.width), self._dtype)
         seen = np.zeros((box.height, box.width), bool)
         for raster, bands in self._parts():
-            pixels[bands], valid = raster.read(box, fill[bands])
+            pixels[bands], valid = raster.read(box, _blank(raster.info, fill[bands]))
             seen |= True if valid is None else valid
-        return pixels, None if seen.all() else seen
+        if seen.all():
+            return pixels, None
+        blank = (fill if self._dtype.kind == "f" else np.rint(fill)).astype(self._dtype)
+        return np.where(seen, pixels, blank[:, None, None]), seen
 
     def _parts(self) -> Iterator[tuple[Raster, slice]]:
         start = 0

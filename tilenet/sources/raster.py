@@ -18,7 +18,7 @@ from tilenet.sources.rasterinfo import RasterInfo
 from tilenet.sources.remote import is_remote
 from tilenet.sources.resample import resample, source_window, target_window
 from tilenet.sources.salvage import Pixels, is_blameless, is_out_of_memory, salvage
-from tilenet.sources.validity import invalid_values
+from tilenet.sources.validity import judged
 from tilenet.sources.warp import needed, sources, touched, warp
 
 __all__ = ["Handle", "Raster"]
@@ -124,7 +124,10 @@ class Raster:
         """Read a window; what lies beyond the raster is reflected into it.
 
         A pixel is valid if it is finite in every band, and not nodata in at least one (GDAL's
-        rule), or where alpha or the mask band is not 0. Invalid values become the band's fill.
+        rule), or where alpha or the mask band is not 0; with a mask the nodata value says nothing.
+        All bands of a pixel that is not valid become the fill, and values that are not finite. So
+        does a band's nodata in a valid pixel, unless pixels are bytes: there it may be a colour,
+        but in wider types a number (−9999) that would reach far in the network.
         Those outside the area are handed out as they are, but as not valid: the network sees them.
         Where all of them are outside, nothing is read.
 
@@ -284,9 +287,7 @@ class Raster:
             return cast("Composed", handle).composed(box, fill)
         stored, valid = handle.read(box)
         pixels = self._meant(stored)
-        invalid = invalid_values(stored, self.info.nodata)
-        if self.info.validity == "nodata" and invalid is not None:
-            valid = ~invalid.all(axis=0)
+        invalid, valid = judged(stored, self.info.nodata, self.info.validity, valid)
         if pixels.dtype.kind == "f":
             finite = np.isfinite(pixels)
             if not finite.all():
