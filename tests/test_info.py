@@ -124,6 +124,13 @@ def test_plain_pictures_and_what_does_not_fit(tmp_path, cli):
     assert "does not fit, it takes 3 bands" in page
 
 
+def test_alpha_and_nodata(tmp_path, cli):
+    opaque = np.full((20, 20), 255, np.uint8)
+    path = write_tif(tmp_path / "a.tif", picture(20, 20), alpha=opaque, nodata=0)
+    assert json.loads(cli("info", path, "--json").out)["validity"] == "alpha+nodata"
+    assert "where the alpha band is 0, and those of the nodata value" in cli("info", path).out
+
+
 def test_nodata_that_json_does_not_know(tmp_path, cli):
     path = write_tif(tmp_path / "nan.tif", np.ones((1, 20, 20), np.float32), nodata=math.nan)
     done = cli("info", path, "--json")

@@ -10,9 +10,10 @@ import rasterio
 import rasterio.shutil
 from PIL import Image
 from rasterio.control import GroundControlPoint
+from rasterio.enums import ColorInterp
 from rasterio.env import getenv, hasenv
 from rasterio.errors import NotGeoreferencedWarning
-from rasters import picture, write_tif
+from rasters import TRANSFORM, UTM, picture, write_tif
 
 from tilenet.errors import InputError
 from tilenet.geometry import Window
@@ -220,6 +221,36 @@ def test_where_there_is_a_mask_nodata_says_nothing(tmp_path, dtype):
     assert open_raster(path).info.validity == "mask"
     found, valid = read_filled(path)
     assert valid[:, 0].tolist() == [True, True, False]
+    assert np.array_equal(found, np.where(valid, pixels, int(FILL)))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_alpha_and_nodata_both_count(tmp_path, dtype):
+    pixels = rows((0, 0, 0), (0, 40, 50), (10, 20, 30), (10, 20, 30), dtype=dtype)
+    alpha = np.repeat(np.array([[255], [255], [1], [0]]), 16, axis=1)
+    path = write_tif(tmp_path / "a.tif", pixels, georeferenced=True, alpha=alpha, nodata=0)
+    assert open_raster(path).info.validity == "alpha+nodata"
+    found, valid = read_filled(path)
+    assert valid[:, 0].tolist() == [False, True, True, False]
+    second = [0, 40, 50] if dtype == "uint8" else [FILL, 40, 50]
+    assert found[:, :, 0].T.tolist() == [[FILL] * 3, second, [10, 20, 30], [FILL] * 3]
+    assert open_raster(path, View(bands=(4,))).info.validity == "nodata"
+
+
+@pytest.mark.parametrize("bands", [1, 3, 5])
+def test_alpha_counts_in_a_picture_of_any_bands(tmp_path, bands):
+    alpha = np.repeat(np.array([[255], [0]]), 16, axis=1)
+    pixels = np.full((bands, 2, 16), 9, np.uint8)
+    path = tmp_path / "a.tif"
+    profile = {"driver": "GTiff", "count": bands + 1, "height": 2, "width": 16, "dtype": "uint8"}
+    with rasterio.open(path, "w", **profile, crs=UTM, transform=TRANSFORM) as dataset:
+        others = [ColorInterp.undefined] * (bands - 1)
+        dataset.colorinterp = [ColorInterp.gray, *others, ColorInterp.alpha]
+        dataset.write(np.concatenate([pixels, alpha[None].astype(np.uint8)]))
+    raster = open_raster(path)
+    assert (raster.info.validity, len(raster.info.bands)) == ("alpha", bands)
+    found, valid = read_filled(path)
+    assert valid[:, 0].tolist() == [True, False]
     assert np.array_equal(found, np.where(valid, pixels, int(FILL)))
 
 

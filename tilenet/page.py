@@ -143,7 +143,8 @@ def _classes(document: Document) -> list[str]:
 
 def _invalid(document: Document) -> list[str]:
     told = {"all": "none: every pixel counts", "nodata": "those of the nodata value",
-            "alpha": "where the alpha band is 0", "mask": "where the file's mask is 0"}  # fmt: skip
+            "alpha": "where the alpha band is 0", "mask": "where the file's mask is 0",
+            "alpha+nodata": "where the alpha band is 0, and those of the nodata value"}  # fmt: skip
     name = str(document.get("validity", ""))
     return [told.get(name, name)] if name else []
 

@@ -308,7 +308,7 @@ class GdalHandle:
         valid = None
         with environment(elsewhere=info.view.allow_remote, distant=is_remote(info.path)):
             stored = dataset.read(info.bands, window=where)
-            if info.validity == "alpha":
+            if "alpha" in info.validity:
                 alpha = [c is ColorInterp.alpha for c in dataset.colorinterp].index(True) + 1
                 valid = dataset.read(alpha, window=where) != 0
             elif info.validity == "mask":

@@ -84,8 +84,9 @@ def _seen(part: Part, view: View, where: View, open_file: Open) -> RasterInfo:
             "its scale and offset are not those that the item tells", part.href, "--scaling stored"
         )
     nodata = tuple(one.nodata for one in told)
-    if info.validity == "all" and any(value is not None for value in nodata):
-        info = replace(info, validity="nodata", nodata=nodata)
+    with_nodata = {"all": "nodata", "alpha": "alpha+nodata"}.get(info.validity)
+    if with_nodata is not None and any(value is not None for value in nodata):
+        info = replace(info, validity=with_nodata, nodata=nodata)
     return info
 
 
@@ -176,7 +177,7 @@ def _blank(info: RasterInfo, fill: NDArray[np.float64]) -> NDArray[np.float64]:
     each of its values may be a colour, as it may be where all bands are in one file.
     """
     stored = np.dtype(info.stored_dtype)
-    if info.validity != "nodata" or stored.itemsize > 1:
+    if "nodata" not in info.validity or stored.itemsize > 1:
         return fill
     blank, scaling = fill.copy(), info.scaling or ((1.0, 0.0),) * len(fill)
     for band, value in enumerate(info.nodata):

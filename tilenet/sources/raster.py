@@ -123,8 +123,8 @@ class Raster:
     ) -> Pixels:
         """Read a window; what lies beyond the raster is reflected into it.
 
-        A pixel is valid if it is finite in every band, and not nodata in at least one (GDAL's
-        rule), or where alpha or the mask band is not 0; with a mask the nodata value says nothing.
+        A pixel is valid if it is finite in every band, not nodata in at least one (GDAL's rule),
+        and not transparent. Where there is a mask band, that alone says it, not alpha or nodata.
         All bands of a pixel that is not valid become the fill, and values that are not finite. So
         does a band's nodata in a valid pixel, unless pixels are bytes: there it may be a colour,
         but in wider types a number (−9999) that would reach far in the network.

@@ -56,7 +56,7 @@ class RasterInfo:
     nodata : tuple of float or None
         Per band in use.
     validity : str
-        Where invalid pixels come from: "all", "nodata", "alpha" or "mask".
+        What tells invalid pixels: "all" (none), "nodata", "alpha", "alpha+nodata" or "mask".
     georeference : Georeference
         Of the grid that is read.
     resampling : Resampling or None

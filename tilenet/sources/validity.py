@@ -6,20 +6,25 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.enums import MaskFlags
+from rasterio.enums import ColorInterp, MaskFlags
 
 __all__ = ["holds", "judged", "validity_of"]
 
 
 def validity_of(dataset: Any, bands: tuple[int, ...]) -> str:
-    """Return where GDAL finds invalid pixels: "all" (nowhere), "nodata", "alpha" or "mask"."""
-    every = dataset.mask_flag_enums
-    flags = [set(every[b - 1]) for b in bands]
-    if all(f == {MaskFlags.all_valid} for f in flags):
-        return "all"
-    if any(MaskFlags.nodata in f for f in flags):
-        return "nodata"
-    return "alpha" if any(MaskFlags.alpha in f for f in flags) else "mask"
+    """Return what tells invalid pixels: "all" (none), "nodata", "alpha", "alpha+nodata", "mask".
+
+    For GDAL a mask beats nodata, and that beats alpha, which it sees in pictures of 2 or 4 bands of
+    8 or 16 bits. Here nodata and alpha both count, and alpha does in any picture.
+    """
+    every, colours = dataset.mask_flag_enums, dataset.colorinterp
+    flags = {flag for band in bands for flag in every[band - 1]}
+    if flags != {MaskFlags.all_valid} and not flags & {MaskFlags.nodata, MaskFlags.alpha}:
+        return "mask"
+    alone = all(colours[band - 1] is ColorInterp.alpha for band in bands)
+    found = ["alpha"] if ColorInterp.alpha in colours and not alone else []
+    found += ["nodata"] if MaskFlags.nodata in flags else []
+    return "+".join(found) or "all"
 
 
 def judged(
@@ -50,7 +55,7 @@ def judged(
     valid : ndarray, shape (h, w), bool, or None
         Without the pixels that are nodata in every band.
     """
-    marked = _marked(stored, nodata) if validity == "nodata" else None
+    marked = _marked(stored, nodata) if "nodata" in validity else None
     if marked is None:
         return None, valid
     somewhere = ~marked.all(axis=0)
