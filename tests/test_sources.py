@@ -272,6 +272,17 @@ def test_nodata_of_each_band_in_a_vrt(tmp_path, dtype):
     assert found[:, :, 0].T.tolist() == [[FILL] * 3, second, [1, 30, 30]]
 
 
+def test_nodata_of_each_band_in_the_metadata(tmp_path):
+    pixels = rows((0, 255, 9), (0, 255, 8), (9, 9, 9))
+    path = write_tif(tmp_path / "a.tif", pixels, georeferenced=True)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.update_tags(NODATA_VALUES="0 255 9")
+    assert open_raster(path, View(bands=(3, 1))).info.nodata == (9, 0)
+    found, valid = read_filled(path)
+    assert valid[:, 0].tolist() == [False, True, True]
+    assert np.array_equal(found, np.where(valid, pixels, int(FILL)))
+
+
 def test_pages_in_a_circle_and_a_codec_of_nobody(tmp_path):
     path = write_tif(tmp_path / "a.tif", picture(40, 50))
     data = bytearray(path.read_bytes())

@@ -23,7 +23,7 @@ from tilenet.quiet import ignoring
 from tilenet.sources.bands import bands_in_use, scaled_bands
 from tilenet.sources.rasterinfo import AS_READ, CONVERTED, Found, RasterInfo
 from tilenet.sources.remote import is_remote
-from tilenet.sources.validity import validity_of
+from tilenet.sources.validity import nodata_of, validity_of
 from tilenet.sources.view import View
 from tilenet.sources.vsi import network_settings, remote_fingerprint, vsi_name
 from tilenet.strangers import exists, is_file
@@ -254,7 +254,7 @@ def find(path: str, dataset: Any, view: View, *, checked: bool) -> Found:
         _check(path, dataset, bands)
         said = tuple((dataset.scales[b - 1], dataset.offsets[b - 1]) for b in bands)
         scaling = scaled_bands(bands, said, view.scaling, path)
-    dtypes, nodata = dataset.dtypes, dataset.nodatavals
+    dtypes = dataset.dtypes
     return Found(
         path=path,
         driver=dataset.driver,
@@ -265,7 +265,7 @@ def find(path: str, dataset: Any, view: View, *, checked: bool) -> Found:
             np.result_type(*(_NUMPY.get(n, n) for n in (dtypes[b - 1] for b in bands)))
         ),
         levels=_levels(path, dataset, elsewhere=elsewhere),
-        nodata=tuple(nodata[b - 1] for b in bands),
+        nodata=nodata_of(dataset, bands),
         validity=validity_of(dataset, bands),
         georeference=_georeference(path, dataset),
         metres=_metres(dataset.crs),

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags
 
-__all__ = ["holds", "judged", "validity_of"]
+__all__ = ["holds", "judged", "nodata_of", "validity_of"]
 
 
 def validity_of(dataset: Any, bands: tuple[int, ...]) -> str:
@@ -25,6 +25,23 @@ def validity_of(dataset: Any, bands: tuple[int, ...]) -> str:
     found = ["alpha"] if ColorInterp.alpha in colours and not alone else []
     found += ["nodata"] if MaskFlags.nodata in flags else []
     return "+".join(found) or "all"
+
+
+def nodata_of(dataset: Any, bands: tuple[int, ...]) -> tuple[float | None, ...]:
+    """Return the nodata value of each band; None where it has none.
+
+    The metadata NODATA_VALUES is GDAL's other way to tell one for each band.
+    """
+    values: tuple[float | None, ...] = dataset.nodatavals
+    if not any(MaskFlags.nodata in flags for flags in dataset.mask_flag_enums):
+        return tuple(values[band - 1] for band in bands)
+    told = dataset.tags().get("NODATA_VALUES", "").split()
+    if len(told) == dataset.count and values == (None,) * dataset.count:
+        try:
+            values = tuple(map(float, told))
+        except ValueError:
+            return (None,) * len(bands)
+    return tuple(values[band - 1] for band in bands)
 
 
 def judged(
