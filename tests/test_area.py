@@ -516,6 +516,74 @@ def test_a_mask_on_the_ground(tmp_path, crs):
     assert np.array_equal(area.kept(window), found[window.slices()])
 
 
+FIJI = ("EPSG:3460", Affine(30, 0, 2_124_000, 0, -30, 3_990_000))
+BEYOND = ("EPSG:4326", Affine(1e-4, 0, 179.96, 0, -1e-4, -17))
+BEFORE = ("EPSG:4326", Affine(1e-4, 0, -180.04, 0, -1e-4, -17))
+DATE_LINE = {"projected": FIJI, "beyond 180": BEYOND, "before -180": BEFORE}
+
+
+def at_the_date_line(path, name, height=150, width=900):
+    """Return a raster there, and the longitude and latitude of its pixels' centres, (h, w) each."""
+    crs, place = DATE_LINE[name]
+    write_tif(path, picture(height, width, bands=1))
+    with rasterio.open(path, "r+") as dst:
+        dst.crs, dst.transform = crs, place
+    row, col = np.mgrid[:height, :width] + 0.5
+    ways = Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+    lon, lat = ways.transform(*(place @ (col, row)))
+    lon = (lon + 180) % 360 - 180
+    assert (lon > 179).any()
+    assert (lon < -179).any()
+    return open_raster(path).info, lon, lat
+
+
+@pytest.mark.parametrize("west", [-180, 0, -179.99, 179.97])
+@pytest.mark.parametrize("name", DATE_LINE)
+def test_a_mask_in_degrees_at_the_date_line(tmp_path, name, west):
+    info, lon, lat = at_the_date_line(tmp_path / "a.tif", name)
+    step = 0.0057 if west == 179.97 else 0.01
+    height, width = (200, 9) if west == 179.97 else (200, 36_000)
+    place = Affine(step, 0, west, 0, -step, -16.2)
+    values = (np.random.default_rng(0).random((height, width)) < 0.5).astype(np.uint8)
+    profile = {"driver": "GTiff", "height": height, "width": width, "count": 1, "dtype": "uint8"}
+    with rasterio.open(
+        tmp_path / "m.tif", "w", **profile, crs="EPSG:4326", transform=place, compress="deflate"
+    ) as dst:
+        dst.write(values[None])
+    area, found = kept(info, within=tmp_path / "m.tif")
+    col, row = ~place @ ((lon - west) % 360 + west, lat)
+    col, row = np.floor(col + 1e-7).astype(int), np.floor(row).astype(int)
+    on = (col >= 0) & (col < width) & (row >= 0) & (row < height)
+    expected = np.zeros(lon.shape, bool)
+    expected[on] = values[row[on], col[on]] == 1
+    assert (found != expected).sum() <= 3 * (name == "projected")  # centres upon an edge
+    assert 0.05 < found.mean() < 0.6
+    window = Window(40, 333, 70, 311)
+    assert np.array_equal(area.kept(window), found[window.slices()])
+
+
+def test_a_mask_in_degrees_around_a_pole(tmp_path):
+    path = write_tif(tmp_path / "a.tif", picture(512, 512, bands=1))
+    place = Affine(1e4, 0, -256e4, 0, -1e4, 256e4)
+    with rasterio.open(path, "r+") as dst:
+        dst.crs, dst.transform = "EPSG:3995", place
+    values = np.zeros((1, 40, 360), np.uint8)
+    values[:, :, :90] = values[:, :, 270:] = 1  # on the other half of the earth
+    profile = {"driver": "GTiff", "height": 40, "width": 360, "count": 1, "dtype": "uint8"}
+    with rasterio.open(
+        tmp_path / "m.tif", "w", **profile, crs="EPSG:4326", transform=Affine(1, 0, -180, 0, -1, 90)
+    ) as dst:
+        dst.write(values)
+    _, found = kept(open_raster(path).info, within=tmp_path / "m.tif")
+    row, col = np.mgrid[:512, :512] + 0.5
+    lon, _ = Transformer.from_crs("EPSG:3995", "EPSG:4326", always_xy=True).transform(
+        *(place @ (col, row))
+    )
+    far = np.hypot(row - 256, col - 256) > 64
+    edge = np.abs(np.abs(lon) - 90) < 2
+    assert np.array_equal(found[far & ~edge], (np.abs(lon) > 90)[far & ~edge])
+
+
 def test_repair_reads_the_mask_again_and_knows_another(models, tmp_path):
     source = write_tif(tmp_path / "a.tif", picture(*SIZE))
     small = np.zeros((1, 30, 40), np.uint8)

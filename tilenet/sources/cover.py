@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.warp import transform
 
 from tilenet.errors import InputError
 from tilenet.geometry import Affine6, Window
 from tilenet.sources.packing import pack, unpack
+from tilenet.sources.places import brought, crs_of, near, turn_of
 from tilenet.sources.raster import Raster
 from tilenet.sources.rasterinfo import RasterInfo, fingerprint
 
@@ -134,20 +134,23 @@ class Ground:
     image_crs: str
     mask_crs: str
 
-    def page(self, page: Window) -> tuple[Index, Index]:
-        """Return row and column in the mask under every pixel of a page, (h, w) each."""
+    def page(self, page: Window, size: tuple[int, int]) -> tuple[Index, Index]:
+        """Return row and column in a mask of `size` under every pixel of a page, (h, w) each."""
         ends = (page.height + _KNOT, page.width + _KNOT)
         row, col = (np.arange(0, end, _KNOT, dtype=float) for end in ends)
         cols, rows = np.meshgrid(page.col + 0.5 + col, page.row + 0.5 + row)
         x, y = _apply(self.image, cols, rows)
         if self.image_crs != self.mask_crs:
-            moved = transform(
-                CRS.from_wkt(self.image_crs), CRS.from_wkt(self.mask_crs), x.ravel(), y.ravel()
-            )
-            x, y = (np.asarray(one).reshape(x.shape) for one in moved[:2])
+            moved = brought(crs_of(self.image_crs), crs_of(self.mask_crs), x.ravel(), y.ravel())
+            x, y = (one.reshape(x.shape) for one in moved)
+        shape, turn = (page.height, page.width), turn_of(self.mask_crs)
+        x, y = _between(x, shape, turn), _between(y, shape)
+        if turn is not None:  # a longitude lies on the mask if it does any number of turns away
+            a, b, c, *_ = self.mask
+            # Where the mask goes once around, its two edges are one: the first column's.
+            x = near(x, c + a * (size[1] / 2 - _EDGE) + b * size[0] / 2, turn)
         mask_cols, mask_rows = _apply(_inverse(self.mask), x, y)
-        shape = (page.height, page.width)
-        return _between(mask_rows, shape), _between(mask_cols, shape)
+        return _whole(mask_rows), _whole(mask_cols)
 
 
 def _apply(
@@ -164,15 +167,27 @@ def _inverse(affine: Affine6) -> Affine6:
             -d / size, a / size, (c * d - a * f) / size)  # fmt: skip
 
 
-def _between(knots: NDArray[np.float64], shape: tuple[int, int]) -> Index:
-    """Return whole numbers at every pixel of what is known at knots; −1 where it is not finite."""
+def _between(
+    knots: NDArray[np.float64], shape: tuple[int, int], turn: float | None = None
+) -> NDArray[np.float64]:
+    """Return at every pixel what is known at knots; longitudes go from one to the next nearby."""
+
+    def steps(axis: int, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        found = np.diff(values, axis=axis)
+        return found if turn is None else near(found, 0.0, turn)
+
     share = np.arange(_KNOT) / _KNOT
-    down = knots[:-1, None] + share[:, None] * (knots[1:] - knots[:-1])[:, None]
+    down = knots[:-1, None] + share[:, None] * steps(0, knots)[:, None]
     down = down.reshape(-1, knots.shape[1])
-    full = down[:, :-1, None] + share * (down[:, 1:] - down[:, :-1])[:, :, None]
-    full = np.floor(full.reshape(len(down), -1)[: shape[0], : shape[1]] + _EDGE)
-    known = np.isfinite(full) & (np.abs(full) < 2**31)
-    return np.where(known, full, -1).astype(np.intp)
+    full = down[:, :-1, None] + share * steps(1, down)[:, :, None]
+    return full.reshape(len(down), -1)[: shape[0], : shape[1]]
+
+
+def _whole(places: NDArray[np.float64]) -> Index:
+    """Return the pixels that places lie in; −1 where they are not finite."""
+    found = np.floor(places + _EDGE)
+    known = np.isfinite(found) & (np.abs(found) < 2**31)
+    return np.where(known, found, -1).astype(np.intp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +220,7 @@ class Cover:
             for col in range(window.col // _PAGE * _PAGE, window.col_stop, _PAGE):
                 page = Window(row, col, _PAGE, _PAGE)
                 part = page.intersection(window)
-                rows, cols = self.ground.page(page)
+                rows, cols = self.ground.page(page, (self.mask.height, self.mask.width))
                 here = part.slices(page.row, page.col)
                 kept[part.slices(window.row, window.col)] = self._at(rows[here], cols[here])
         return kept

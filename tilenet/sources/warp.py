@@ -10,16 +10,15 @@ grids are made from a level, or from one resampled in phase), so four neighbours
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.crs import CRS
 
 from tilenet.errors import InputError
 from tilenet.geometry import Affine6, Georeference, Window
 from tilenet.sources.grid import Grid
+from tilenet.sources.places import brought, crs_of, near, turn_of
 from tilenet.sources.resample import rounded
 from tilenet.sources.view import Settled, reduced
 
@@ -31,7 +30,7 @@ _CELL = 16
 _OFF = 0.05  # of a source pixel: where interpolation errs by more, PROJ is asked about every pixel
 _STEPS = 1024  # places are rounded to so many per pixel: what machines differ in is lost
 _LATTICE = 65
-_HALF_WAY, _HALF = 180.0, 0.5
+_HALF = 0.5
 _MOST_ENLARGED, _SAME = 16.0, 0.1
 
 Floats = NDArray[np.float64]
@@ -62,31 +61,6 @@ class Warp:
     reach: Window
 
 
-@lru_cache(maxsize=64)
-def _crs(wkt: str) -> CRS:
-    return CRS.from_wkt(wkt)
-
-
-def _asked(source: CRS, target: CRS, x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """Return places, (n,), in another CRS; NaN where PROJ has no answer."""
-    from rasterio.warp import transform
-
-    if not len(x):
-        return x, y
-    try:
-        found = transform(source, target, x, y)
-    except Exception:  # one place without an answer, and GDAL gives none for all of them
-        if len(x) == 1:
-            return np.full(1, np.nan), np.full(1, np.nan)
-        half = len(x) // 2
-        parts = [_asked(source, target, x[part], y[part])
-                 for part in (slice(half), slice(half, None))]  # fmt: skip
-        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
-    xs, ys = np.asarray(found[0]), np.asarray(found[1])
-    good = np.isfinite(xs) & np.isfinite(ys)
-    return np.where(good, xs, np.nan), np.where(good, ys, np.nan)
-
-
 def _moved(
     places: tuple[Floats, Floats],
     here: tuple[str, Affine6],
@@ -101,14 +75,13 @@ def _moved(
     rows, cols = places
     a, b, c, d, e, f = here[1]
     x, y = (a * cols + b * rows + c).ravel(), (d * cols + e * rows + f).ravel()
-    source, target = _crs(here[0]), _crs(there[0])
+    source, target = crs_of(here[0]), crs_of(there[0])
     a, b, c, d, e, f = there[1]
     if source != target:
-        x, y = _asked(source, target, x, y)
-    if target.is_geographic:
-        middle = a * size[1] / 2 + b * size[0] / 2 + c
-        around = (x - middle + _HALF_WAY) % (2 * _HALF_WAY) - _HALF_WAY + middle
-        x = np.where(np.abs(x - middle) > _HALF_WAY, around, x)
+        x, y = brought(source, target, x, y)
+    turn = turn_of(there[0])
+    if turn is not None:
+        x = near(x, a * size[1] / 2 + b * size[0] / 2 + c, turn)
     x, y, area = x - c, y - f, a * e - b * d
     found_rows, found_cols = (a * y - d * x) / area, (e * x - b * y) / area
     return found_rows.reshape(rows.shape), found_cols.reshape(rows.shape)
@@ -218,7 +191,7 @@ def sources(window: Window, warp: Warp) -> tuple[Floats, Floats]:
     rows, cols : ndarray, shape (height, width)
         From the outer corner; NaN where nothing is known.
     """
-    if _crs(warp.grid.crs_wkt) == _crs(warp.crs_wkt):
+    if crs_of(warp.grid.crs_wkt) == crs_of(warp.crs_wkt):
         centres = np.mgrid[window.slices()] + _HALF
         found = _exactly(centres[0], centres[1], warp)
     else:

@@ -1,0 +1,57 @@
+"""Places, brought from one CRS to another, and longitudes that no date line cuts."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+
+__all__ = ["brought", "crs_of", "near", "turn_of"]
+
+Floats = NDArray[np.float64]
+
+
+@lru_cache(maxsize=64)
+def crs_of(wkt: str) -> CRS:
+    """Return a CRS from its text, or its code."""
+    return CRS.from_string(wkt) if wkt.startswith("EPSG:") else CRS.from_wkt(wkt)
+
+
+@lru_cache(maxsize=64)
+def turn_of(wkt: str) -> float | None:
+    """Return what leads once around, in the units of a CRS of longitudes; None for another."""
+    crs = crs_of(wkt)
+    return round(2 * math.pi / crs.units_factor[1], 6) if crs.is_geographic else None
+
+
+def near(longitudes: Floats, middle: Floats | float, turn: float) -> Floats:
+    """Return longitudes as those of the same places within half a turn of a middle.
+
+    Those that are there already keep every bit.
+    """
+    off = longitudes - middle
+    around = (off + turn / 2) % turn - turn / 2 + middle
+    return np.where((off >= turn / 2) | (off < -turn / 2), around, longitudes)
+
+
+def brought(source: CRS, target: CRS, x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """Return places, (n,), in another CRS; NaN where PROJ has no answer."""
+    from rasterio.warp import transform
+
+    if not len(x):
+        return x, y
+    try:
+        found = transform(source, target, x, y)
+    except Exception:  # one place without an answer, and GDAL gives none for all of them
+        if len(x) == 1:
+            return np.full(1, np.nan), np.full(1, np.nan)
+        half = len(x) // 2
+        parts = [brought(source, target, x[part], y[part])
+                 for part in (slice(half), slice(half, None))]  # fmt: skip
+        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+    xs, ys = np.asarray(found[0]), np.asarray(found[1])
+    good = np.isfinite(xs) & np.isfinite(ys)
+    return np.where(good, xs, np.nan), np.where(good, ys, np.nan)
