@@ -27,6 +27,7 @@ from tilenet.errors import InputError, OutputError, UsageError
 from tilenet.geometry import Window
 from tilenet.sources import Area, View, area_of, open_raster
 from tilenet.sources.tissue import find_tissue
+from tilenet.training.vectors import Grid, Polygons
 
 geopandas = pytest.importorskip("geopandas")
 from shapely.geometry import Point, Polygon, box, mapping  # noqa: E402 - comes with geopandas
@@ -560,6 +561,57 @@ def test_a_mask_in_degrees_at_the_date_line(tmp_path, name, west):
     assert 0.05 < found.mean() < 0.6
     window = Window(40, 333, 70, 311)
     assert np.array_equal(area.kept(window), found[window.slices()])
+
+
+SIDES = {  # of the same area
+    "cut as RFC 7946 has it": [(179.963, 180), (-180, -179.9812)],
+    "beyond 180": [(179.963, 180.0188)],
+    "before -180": [(-180.037, -179.9812)],
+    "one part the other way": [(179.963, 180), (180, 180.0188)],
+}
+
+
+@pytest.mark.parametrize("sides", SIDES)
+@pytest.mark.parametrize("name", DATE_LINE)
+def test_an_area_at_the_date_line(tmp_path, name, sides):
+    info, lon, lat = at_the_date_line(tmp_path / "a.tif", name)
+    low, high = np.quantile(lat, (0.2, 0.7))
+    aoi = save(tmp_path / "a.gpkg", [box(w, low, e, high) for w, e in SIDES[sides]], "EPSG:4326")
+    _, found = kept(info, aoi)
+    expected = ((lon > 179.963) | (lon < -179.9812)) & (lat > low) & (lat < high)
+    # Between its corners a polygon is straight in the raster's CRS, and no parallel.
+    assert (found != expected).mean() <= (0.001 if name == "projected" else 0)
+    assert 0.1 < found.mean() < 0.6
+
+
+def test_an_area_in_metres_over_the_date_line_on_a_raster_in_degrees(tmp_path):
+    info, lon, lat = at_the_date_line(tmp_path / "a.tif", "beyond 180")
+    ways = Transformer.from_crs("EPSG:4326", "EPSG:3460", always_xy=True)
+    x, y = ways.transform(lon, lat)
+    (west, east), (south, north) = (np.quantile(one, (0.2, 0.8)) for one in (x, y))
+    _, found = kept(info, save(tmp_path / "a.gpkg", [box(west, south, east, north)], "EPSG:3460"))
+    expected = (x > west) & (x < east) & (y > south) & (y < north)
+    assert (found != expected).mean() < 0.01  # its sides are straight in degrees
+    assert found.mean() > 0.2
+    assert found[:, :300].any()
+    assert found[:, 500:].any()
+
+
+def test_labels_at_the_date_line_keep_their_order(tmp_path):
+    info, lon, _ = at_the_date_line(tmp_path / "a.tif", "beyond 180")
+    shapes = [
+        box(-180, -18, -179.98, -16),
+        box(-179.99, -18, -179.97, -16),
+        box(179, -18, 180, -16),
+    ]
+    frame = geopandas.GeoDataFrame({"kind": list("aba")}, geometry=shapes, crs=4326)
+    frame.to_file(tmp_path / "a.gpkg")
+    grid = Grid.of(info.georeference, info.height, info.width)
+    whole = Window(0, 0, info.height, info.width)
+    polygons = Polygons(str(tmp_path / "a.gpkg"), None, grid, ("a", "b"), "kind")
+    classes, _ = polygons.read(whole)
+    first = (lon < -179.99) | (lon > 0)
+    assert np.array_equal(classes, np.where(first, 1, np.where(lon < -179.97, 2, 0)))
 
 
 def test_a_mask_in_degrees_around_a_pole(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tilenet.errors import InputError, UsageError
 from tilenet.geometry import Georeference, Window
 from tilenet.quiet import ignoring
 from tilenet.sources.ogr import ogr
+from tilenet.sources.places import near, turn_of
 
 __all__ = ["SUFFIXES", "Grid", "Points", "as_polygons", "burn", "read_frame", "shapes_near"]
 
@@ -117,8 +118,41 @@ def _near(frame: Any, grid: Grid) -> Any:
     if not np.isfinite((left, bottom, right, top)).all() or left > right:
         return frame  # across the date line, or beyond what the CRS can say
     # GDAL samples the edges; what bends between its samples is within a hundredth of the side.
-    reach = shapely.box(left, bottom, right, top).buffer(0.01 * max(right - left, top - bottom))
-    return frame.iloc[np.sort(frame.sindex.query(reach))]
+    spare, turn = 0.01 * max(right - left, top - bottom), turn_of(frame.crs.to_wkt())
+    reach = [
+        shapely.box(left + by - spare, bottom - spare, right + by + spare, top + spare)
+        for by in ((0.0,) if turn is None else (-turn, 0.0, turn))
+    ]
+    return frame.iloc[np.unique(frame.sindex.query(reach)[1])]
+
+
+def _uncut(shapes: Any, turn: float) -> Any:
+    """Return shapes whose longitudes go on where they came out on the date line's other side."""
+    import shapely
+
+    points, owner = shapely.get_coordinates(shapes, return_index=True)
+    first = points[np.searchsorted(owner, np.arange(len(shapes))), 0]
+    points[:, 0] = near(points[:, 0], first[owner], turn)
+    return shapely.set_coordinates(shapes.copy(), points)
+
+
+def _turned(shapes: Any, grid: Grid, turn: float) -> tuple[Any, NDArray[np.intp]]:
+    """Return shapes, and again those that a turn away meet a grid; and which of them each is.
+
+    A grid of longitudes may go on beyond 180 degrees, where RFC 7946 has polygons cut.
+    """
+    import shapely
+
+    left, _, right, _ = grid.bounds()
+    west, _, east, _ = shapely.bounds(shapes).T
+    made, which = [shapes], [np.arange(len(shapes))]
+    for by in (-turn, turn):
+        meets = np.flatnonzero((west + by < right) & (east + by > left))
+        made.append(shapely.transform(shapes[meets], partial(np.add, (by, 0.0))))
+        which.append(meets)
+    every = np.concatenate(which)
+    order = np.argsort(every, kind="stable")
+    return np.concatenate(made)[order], every[order]
 
 
 def as_polygons(shapes: Any) -> Any:
@@ -132,20 +166,28 @@ def as_polygons(shapes: Any) -> Any:
 
 
 def shapes_near(frame: Any, grid: Grid) -> tuple[Any, Any]:
-    """Return the polygons near an image in pixels of its grid, and their rows of the frame.
+    """Return the polygons near an image in pixels of its grid, and the row of the frame for each.
 
     What the image's CRS cannot say is left out.
     """
     import shapely
 
+    crs, turn = frame.crs, turn_of(grid.crs)
     try:
         frame = _near(frame, grid).to_crs(grid.crs)
     except Exception as error:  # rasterio, pyproj and GDAL each raise their own
         raise InputError(
-            f"polygons cannot be brought to the raster's CRS: {error}", frame.crs, "give them in it"
+            f"polygons cannot be brought to the raster's CRS: {error}", crs, "give them in it"
         ) from error
     frame = frame[np.isfinite(frame.geometry.bounds).all(axis=1)]
-    return shapely.transform(as_polygons(frame.geometry.to_numpy()), grid.to_pixels), frame
+    shapes = frame.geometry.to_numpy()
+    if turn is not None and not crs.is_geographic:
+        shapes = _uncut(shapes, turn)
+    shapes = as_polygons(shapes)
+    if turn is not None:
+        shapes, which = _turned(shapes, grid, turn)
+        frame = frame.iloc[which]
+    return shapely.transform(shapes, grid.to_pixels), frame
 
 
 def burn(pairs: list[tuple[Any, int]], window: Window) -> NDArray[np.int32]:
