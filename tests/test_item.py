@@ -226,6 +226,41 @@ def test_a_footprint_at_the_antimeridian():
     assert 60 < south < north < 64
 
 
+def spans(found):
+    """Return west and east of each part."""
+    many = found.geometry["type"] == "MultiPolygon"
+    parts = found.geometry["coordinates"] if many else [found.geometry["coordinates"]]
+    return [(min(x for x, _ in ring), max(x for x, _ in ring)) for [ring] in parts]
+
+
+@pytest.mark.parametrize(("west", "width", "parts", "bbox"), [
+    (179.5, 100, [(179.5, 180), (-180, -179.5)], [179.5, -179.5]),
+    (-180.25, 100, [(179.75, 180), (-180, -179.25)], [179.75, -179.25]),
+    (181.0, 100, [(-179, -178)], [-179, -178]),
+    (179.0, 100, [(179, 180)], [179, 180]),
+    (0.0, 36_000, [(-180, 180)], [-180, 180]),
+    (-180.5, 36_100, [(-180, 180)], [-180, 180]),
+    (-180 - 1e-9, 36_000, [(-180, 180)], [-180, 180]),
+])  # fmt: skip
+def test_a_footprint_in_degrees_beyond_180(west, width, parts, bbox):
+    found = footprint("EPSG:4326", (0.01, 0, west, 0, -0.01, -17.0), width=width)
+    assert np.allclose(spans(found), parts, rtol=0, atol=1e-8)
+    assert np.allclose(found.bbox, [bbox[0], -18, bbox[1], -17], rtol=0, atol=1e-8)
+    shapely = pytest.importorskip("shapely")
+    shape = shapely.from_geojson(json.dumps(found.geometry))
+    assert shape.is_valid
+    assert shape.area == pytest.approx(min(width / 100, 360))
+
+
+def test_a_turned_footprint_in_degrees_beyond_180():
+    found = footprint("EPSG:4326", (0.01, 0.005, 179.0, 0.005, -0.01, -17.0))
+    shapely = pytest.importorskip("shapely")
+    west, east = shapely.get_parts(shapely.from_geojson(json.dumps(found.geometry)))
+    whole = shapely.union(west, shapely.transform(east, lambda points: np.add(points, (360, 0))))
+    corners = [(179, -17), (179.5, -18), (181.5, -17), (181, -16)]
+    assert whole.symmetric_difference(shapely.Polygon(corners)).area < 1e-9
+
+
 def test_a_footprint_around_a_pole():
     found = footprint("EPSG:3995", (1e4, 0, -1e6, 0, -1e4, 5e5))
     assert found.bbox[0] == -180

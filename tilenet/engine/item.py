@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -41,7 +42,10 @@ _STEPS = 16  # points on each side of a footprint, whose sides are curves in deg
 # STAC wants two dates where there is none: all that its notation can say.
 _EVER = {"start_datetime": "0001-01-01T00:00:00Z", "end_datetime": "9999-12-31T23:59:59Z"}
 
+_HAIR = 1e-6  # degrees: what rounding lets a grid of the whole earth reach beyond 180
+
 Document = dict[str, Any]
+Point = tuple[float, float]
 
 
 def item_path(out: Path) -> Path:
@@ -151,6 +155,7 @@ def _footprint(spec: MaskSpec) -> _Footprint | None:
         moved = transform_geom(CRS.from_wkt(place.crs_wkt), "EPSG:4326", outline)
     except Exception:  # PROJ's own kinds: a place that has no longitude
         return None
+    moved = _cut(moved)
     many = moved["type"] == "MultiPolygon"  # cut at the antimeridian
     parts = [
         [[(round(x, 9), round(y, 9)) for x, y, *_ in ring] for ring in part]
@@ -167,6 +172,44 @@ def _footprint(spec: MaskSpec) -> _Footprint | None:
     south, north = min(y for _, y in points), max(y for _, y in points)
     geometry = {"type": moved["type"], "coordinates": parts if many else parts[0]}
     return _Footprint(geometry, [west, south, east, north])
+
+
+def _cut(outline: Document) -> Document:
+    """Return what goes on beyond 180 degrees, as a grid in degrees may, cut there.
+
+    PROJ cuts what comes from another projection, but leaves degrees as they are.
+    """
+    if outline["type"] != "Polygon":
+        return outline
+    ring = [(x, y) for x, y, *_ in outline["coordinates"][0]]
+    west, east = min(x for x, _ in ring), max(x for x, _ in ring)
+    if not (math.isfinite(west) and math.isfinite(east)) or (west >= -180 and east <= 180):
+        return outline
+    if east - west > 360 - _HAIR:  # once around
+        south, north = min(y for _, y in ring), max(y for _, y in ring)
+        whole = [(-180, north), (-180, south), (180, south), (180, north), (-180, north)]
+        return {"type": "Polygon", "coordinates": [whole]}
+    parts = []
+    for turn in range(math.floor((west + 180) / 360), math.ceil((east + 180) / 360)):
+        left = 360 * turn - 180
+        if min(east, left + 360) - max(west, left) > _HAIR:
+            part = _beside(_beside(ring, left, 1), left + 360, -1)
+            parts.append([[(x - 360 * turn, y) for x, y in part]])
+    if len(parts) == 1:
+        return {"type": "Polygon", "coordinates": parts[0]}
+    return {"type": "MultiPolygon", "coordinates": parts}
+
+
+def _beside(ring: list[Point], at: float, side: int) -> list[Point]:
+    """Return the part of a convex ring east (side 1) or west (−1) of a meridian."""
+    kept = []
+    for (x, y), (next_x, next_y) in pairwise(ring):
+        stays, comes = ((one - at) * side >= 0 for one in (x, next_x))
+        if stays:
+            kept.append((x, y))
+        if stays != comes:
+            kept.append((at, y + (next_y - y) * (at - x) / (next_x - x)))
+    return [*kept, *kept[:1]]
 
 
 def _item(
