@@ -15,6 +15,7 @@ import pytest
 import rasterio
 import zarr
 from pyproj import Transformer
+from rasterio.control import GroundControlPoint
 from rasterio.transform import Affine
 from rasters import TRANSFORM, UTM, picture, write_image, write_tif
 
@@ -205,6 +206,41 @@ def test_areas_that_say_nothing_of_a_plain_image(tmp_path):
         bare = save(tmp_path / "bare.gpkg", [box(10, 10, 20, 20)], None)
     with pytest.raises(InputError, match="no polygons with a CRS"):
         area_of(placed, bare, "none")
+
+
+@pytest.mark.parametrize("has", ["ground control points only", "rational polynomials"])
+def test_a_raster_that_must_be_warped_first(cli, scene, models, tmp_path, has):
+    path = write_tif(tmp_path / "a.tif", picture(99, 99))
+    with rasterio.open(path, "r+") as dst:
+        if "points" in has:
+            corners = ((0, 0), (0, 99), (99, 0))
+            dst.gcps = [GroundControlPoint(r, c, 15 + c, 45 - r) for r, c in corners], "EPSG:4326"
+        else:
+            line = ("1 " * 20).strip()
+            scalars = {f"{k}_{w}": "1" for k in ("LINE", "SAMP", "LAT", "LONG", "HEIGHT")
+                       for w in ("OFF", "SCALE")}  # fmt: skip
+            series = {f"{k}_{w}_COEFF": line for k in ("LINE", "SAMP") for w in ("NUM", "DEN")}
+            dst.update_tags(ns="RPC", ERR_BIAS="0", ERR_RAND="0", **scalars, **series)
+    plain = save(tmp_path / "plain.geojson", [box(10, 10, 20, 20)], 4326)
+    document = json.loads(plain.read_text())
+    document.pop("crs", None)
+    plain.write_text(json.dumps(document))
+    inside = [box(10, 10, 20, 20)]
+    line = ["predict", path, "--out", tmp_path / "x.tif", "--model", models / "constant.onnx"]
+    for option in (
+        ("--aoi", save(tmp_path / "utm.geojson", inside)),
+        ("--aoi", save(tmp_path / "d.gpkg", inside, 4326)),
+        ("--aoi", plain),
+        ("--within", scene),
+    ):
+        done = cli(*line, *option)
+        assert done.code == 3
+        assert has in done.err
+        assert "gdalwarp IN OUT" in done.err
+    drawn = tmp_path / "drawn.geojson"  # in pixels it can be said
+    drawn.write_text(json.dumps([feature([(10, 20), (30, 20), (30, 50), (10, 50)])]))
+    _, found = kept(open_raster(path).info, drawn)
+    assert found.sum() == 20 * 30
 
 
 @pytest.mark.parametrize(

@@ -283,6 +283,12 @@ def test_nodata_of_each_band_in_the_metadata(tmp_path):
     assert np.array_equal(found, np.where(valid, pixels, int(FILL)))
 
 
+def test_what_gdal_reads_has_no_planes(tmp_path):
+    path = write_tif(tmp_path / "a.tif", picture(40, 50), georeferenced=True)
+    with pytest.raises(InputError, match=r"no planes to choose from.*leave --plane out"):
+        open_raster(path, View(plane=(("z", 1),)))
+
+
 def test_pages_in_a_circle_and_a_codec_of_nobody(tmp_path):
     path = write_tif(tmp_path / "a.tif", picture(40, 50))
     data = bytearray(path.read_bytes())

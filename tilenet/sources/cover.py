@@ -16,7 +16,7 @@ from rasterio.crs import CRS
 from tilenet.errors import InputError
 from tilenet.geometry import Affine6, Window
 from tilenet.sources.packing import pack, unpack
-from tilenet.sources.places import brought, crs_of, near, turn_of
+from tilenet.sources.places import brought, crs_of, near, turn_of, unplaced
 from tilenet.sources.raster import Raster
 from tilenet.sources.rasterinfo import RasterInfo, fingerprint
 
@@ -274,6 +274,9 @@ def cover_of(info: RasterInfo, open_mask: Callable[[], Raster]) -> Cover:
     image, place = info.georeference, found.georeference
     if image.crs_wkt is None and place.crs_wkt is None:
         return Cover(mask, info.height, info.width)
+    for one, path in ((image, info.path), (place, found.path)):
+        if (one.gcps or one.rpcs) and None in (one.crs_wkt, one.transform):
+            raise unplaced(one, path, "raster and mask of --within have no common place", "")
     if None in (image.crs_wkt, place.crs_wkt, image.transform, place.transform):
         raise InputError(
             "the mask of --within has a CRS and a transform, and the raster has not, or the other "

@@ -240,6 +240,8 @@ def _native_block(
 
 def find(path: str, dataset: Any, view: View, *, checked: bool) -> Found:
     """Return what the header says of a file that is open; raises InputError as `open_raster`."""
+    if view.plane:
+        raise InputError("has no planes to choose from", path, "leave --plane out")
     elsewhere, distant = view.allow_remote, is_remote(path)
     if dataset.driver != "VRT" and not distant:
         _check_beside(path, dataset)

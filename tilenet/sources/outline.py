@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tilenet.errors import InputError, UsageError
 from tilenet.geometry import Window
 from tilenet.sources.packing import pack, unpack
+from tilenet.sources.places import unplaced
 from tilenet.sources.polygons import (
     SUFFIXES,
     Grid,
@@ -191,9 +192,10 @@ def _drawn(path: str, info: RasterInfo) -> Any:
     import shapely
 
     if Path(path).suffix.lower() not in (".geojson", ".json"):
+        _require_no_warp(info)
         what = "the raster has no CRS and no transform, so only pixels can say where polygons lie"
         raise InputError(what, path, "give GeoJSON as QuPath writes it")
-    features, in_pixels = _features(path)
+    features, in_pixels = _features(path, info)
     try:
         shapes = np.array([_shape(one) for one in features], object)
         shapes = shapes[np.isin(shapely.get_type_id(shapes), (3, 6)) & ~shapely.is_empty(shapes)]
@@ -203,6 +205,7 @@ def _drawn(path: str, info: RasterInfo) -> Any:
     if not len(whole):
         raise InputError("no polygons", path, "give polygons or multipolygons")
     if not in_pixels and (np.abs(_extent(whole)) <= _DEGREES).all():
+        _require_no_warp(info)
         raise InputError(
             "degrees, by its standard, and the raster has no CRS and no transform", path, _HERE
         )
@@ -214,7 +217,14 @@ def _drawn(path: str, info: RasterInfo) -> Any:
     return shapely.transform(whole, to_grid)
 
 
-def _features(path: str) -> tuple[list[dict[str, Any]], bool]:
+def _require_no_warp(info: RasterInfo) -> None:
+    """Raise where polygons on a map are of use, if the raster were brought to one."""
+    place = info.georeference
+    if place.gcps or place.rpcs:
+        raise unplaced(place, info.path, "polygons on a map have no place in it", "")
+
+
+def _features(path: str, info: RasterInfo) -> tuple[list[dict[str, Any]], bool]:
     """Return the features that are an area, and whether they are QuPath's.
 
     Of what QuPath wrote, its annotations: not the cells found in them.
@@ -228,6 +238,7 @@ def _features(path: str) -> tuple[list[dict[str, Any]], bool]:
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise InputError(f"the polygons do not read: {error}", path, "check the file") from error
     if has_crs:
+        _require_no_warp(info)
         raise InputError("polygons with a CRS, and the raster has none", path, _HERE)
     annotations = [one for one in features if _properties(one).get("objectType") == "annotation"]
     return annotations or features, listed or any(map(_by_qupath, features))

@@ -9,7 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 
-__all__ = ["brought", "crs_of", "near", "turn_of"]
+from tilenet.errors import InputError
+from tilenet.geometry import Georeference
+
+__all__ = ["brought", "crs_of", "near", "turn_of", "unplaced"]
 
 Floats = NDArray[np.float64]
 
@@ -35,6 +38,29 @@ def near(longitudes: Floats, middle: Floats | float, turn: float) -> Floats:
     off = longitudes - middle
     around = (off + turn / 2) % turn - turn / 2 + middle
     return np.where((off >= turn / 2) | (off < -turn / 2), around, longitudes)
+
+
+def unplaced(place: Georeference, path: str, what: str, do: str) -> InputError:
+    """Return the error of a raster that has no CRS and affine.
+
+    Parameters
+    ----------
+    place : Georeference
+        What it has.
+    path : str
+        The raster.
+    what : str
+        What it cannot have.
+    do : str
+        What else helps, where nothing in the file says where it lies.
+    """
+    if place.gcps:
+        has, do = "ground control points only", "warp it first: gdalwarp IN OUT"
+    elif place.rpcs:
+        has, do = "rational polynomials (RPCs) only", "warp it first: gdalwarp IN OUT"
+    else:
+        has = "no georeference"
+    return InputError(f"it has {has}, so {what}", path, do)
 
 
 def brought(source: CRS, target: CRS, x: Floats, y: Floats) -> tuple[Floats, Floats]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tilenet.errors import InputError
 from tilenet.geometry import Affine6, Georeference, Window
 from tilenet.sources.grid import Grid
-from tilenet.sources.places import brought, crs_of, near, turn_of
+from tilenet.sources.places import brought, crs_of, near, turn_of, unplaced
 from tilenet.sources.resample import rounded
 from tilenet.sources.view import Settled, reduced
 
@@ -164,9 +164,8 @@ def fit(
         The raster has no place on a map, or none that the grid covers.
     """
     if place.crs_wkt is None or place.transform is None:
-        points = "it has ground control points only" if place.gcps else "it has no georeference"
-        do = "warp it first: gdalwarp IN OUT" if place.gcps or place.rpcs else "leave --like out"
-        raise InputError(f"{points}, so it has no place in the grid of --like", path, do)
+        what = "it has no place in the grid of --like"
+        raise unplaced(place, path, what, "leave --like out")
     own = (place.crs_wkt, place.transform)
     reach = _reach(grid, own, levels[0], path)
     if not reach.pixels:
