@@ -23,6 +23,12 @@ def disc(seed, side=SIDE, count=3):
     return grey.clip(0, 255).astype(np.uint8), objects
 
 
+def cut(path, share=0.9):
+    """Cut a file off after a share of its bytes."""
+    data = Path(path).read_bytes()
+    Path(path).write_bytes(data[: int(share * len(data))])
+
+
 def rgb(grey):
     return np.stack([grey, grey // 2, 255 - grey], axis=-1)
 

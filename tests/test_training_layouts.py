@@ -187,6 +187,19 @@ def test_truncated_image_is_named(tmp_path):
         train(TrainConfig(data=data, **TINY), tmp_path / "model")
 
 
+@pytest.mark.parametrize(
+    ("make", "mask"), [(labelled.pairs, "masks/i1.png"), (labelled.dsb, "id1/masks/1.png")]
+)
+def test_cut_off_mask_is_named(make, mask, tmp_path):
+    # GDAL's short cut for whole PNGs would give whatever memory held before.
+    path = make(tmp_path / "d") / mask
+    labelled.cut(path)
+    with pytest.raises(BrokenDataError) as caught:
+        check_data(TrainConfig(data=tmp_path / "d"), tmp_path / "cache")
+    assert caught.value.code == 3
+    assert str(path) in str(caught.value)
+
+
 def test_no_foreground_is_named(tmp_path):
     data = labelled.pairs(tmp_path / "d", mask=lambda objects: np.zeros(objects.shape, np.uint8))
     with pytest.raises(BrokenDataError, match="no foreground at all"):

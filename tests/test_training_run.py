@@ -227,6 +227,19 @@ def test_evaluate_a_mask(cli, tmp_path):
     assert cli("evaluate", "--pred", tmp_path / "p.png").code == 2
 
 
+@pytest.mark.parametrize("cut", ["pred.png", "truth.png"])
+def test_evaluate_refuses_a_cut_off_mask(cut, cli, tmp_path):
+    # GDAL's short cut for whole PNGs would give whatever memory held before.
+    noise = np.random.default_rng(0).integers(0, 2, (256, 256)).astype(np.uint8)
+    pred, truth = tmp_path / "pred.png", tmp_path / "truth.png"
+    for path in (pred, truth):
+        Image.fromarray(noise).save(path)
+    labelled.cut(tmp_path / cut)
+    done = cli("evaluate", "--pred", pred, "--truth", truth)
+    assert done.code == 3, done.out
+    assert str(tmp_path / cut) in done.err
+
+
 def test_evaluate_a_model_and_folders_agree(finished, cli, tmp_path):
     data, model = finished
     found = evaluate_model(str(model), TrainConfig(data=data)).as_dict()

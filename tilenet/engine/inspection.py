@@ -30,6 +30,7 @@ from tilenet.geometry import Window
 from tilenet.quiet import ignoring
 from tilenet.sinks import MaskSpec, Seal, complete, documents, seal_path
 from tilenet.sinks.pam import class_table
+from tilenet.sources.gdal import environment
 
 __all__ = ["Bad", "Inspection", "compare", "inspect"]
 
@@ -268,7 +269,12 @@ def read_pixels(path: Path, window: Window) -> NDArray[np.uint8]:
     """
     where = RasterWindow(window.col, window.row, window.width, window.height)
     driver = "PNG" if path.suffix.lower() == ".png" else "GTiff"
-    with ignoring(NotGeoreferencedWarning), rasterio.open(path, driver=driver) as src:
+    # Other settings may take uninitialised memory for what a cut-off file has lost.
+    with (
+        environment(),
+        ignoring(NotGeoreferencedWarning),
+        rasterio.open(path, driver=driver) as src,
+    ):
         return np.ascontiguousarray(src.read(window=where))
 
 

@@ -21,8 +21,9 @@ from tilenet.errors import InputError
 from tilenet.geometry import Georeference, Window, reflect
 from tilenet.quiet import ignoring
 from tilenet.sources import Raster, View, open_raster
+from tilenet.sources.gdal import environment
 
-__all__ = ["ImageCache", "ImageRef", "OpenImage", "open_image", "page_count", "strict_reading"]
+__all__ = ["ImageCache", "ImageRef", "OpenImage", "open_image", "page_count"]
 
 _SMALL_PIXELS = 1 << 22
 _CACHE_BYTES = 256 << 20
@@ -51,11 +52,6 @@ class ImageRef:
     page: int = 0
     bands: tuple[int, ...] | None = None
     scaling: Literal["apply", "stored"] | None = None
-
-
-def strict_reading() -> Any:
-    """Return a GDAL environment in which a truncated JPEG is an error and caches are small."""
-    return rasterio.Env(GDAL_CACHEMAX=64 << 20, GDAL_ERROR_ON_LIBJPEG_WARNING="YES")
 
 
 def _open_page(ref: ImageRef) -> Any:
@@ -183,7 +179,7 @@ class OpenImage:
 
 def open_image(ref: ImageRef) -> OpenImage:
     """Open an image (see `OpenImage`)."""
-    with strict_reading():
+    with environment():
         return OpenImage(ref)
 
 
@@ -224,7 +220,7 @@ class ImageCache:
         if ref not in self._decoded:
             image = self.get(ref)
             if image.height * image.width > _SMALL_PIXELS:
-                with strict_reading():
+                with environment():
                     return image.read(window, self._fill)
             self._keep(ref, image)
         self._decoded.move_to_end(ref)
@@ -235,7 +231,7 @@ class ImageCache:
         return pixels[:, index[0], index[1]], None if valid is None else valid[index]
 
     def _keep(self, ref: ImageRef, image: OpenImage) -> None:
-        with strict_reading():
+        with environment():
             both = image.read(Window(0, 0, image.height, image.width), self._fill)
         self._decoded[ref] = both
         self._bytes += sum(0 if part is None else part.nbytes for part in both)

@@ -17,8 +17,7 @@ from tilenet.classes import NODATA
 from tilenet.errors import InputError
 from tilenet.geometry import Georeference, Window
 from tilenet.quiet import ignoring
-from tilenet.sources.gdal import DRIVERS
-from tilenet.training.images import strict_reading
+from tilenet.sources.gdal import DRIVERS, environment
 from tilenet.training.palette import COLOUR, Palette, to_keys
 
 __all__ = [
@@ -70,7 +69,7 @@ def mask_size(path: str, page: int = 0) -> tuple[int, int]:
     if not Path(path).is_file():
         raise InputError("no such mask", path, "correct the name")
     try:
-        with strict_reading(), _open_mask(path, page) as dataset:
+        with environment(), _open_mask(path, page) as dataset:
             return dataset.height, dataset.width
     except RasterioError as error:
         raise InputError(f"the mask does not read: {error}", path, "check the file") from error
@@ -126,7 +125,7 @@ def read_keys(
         The file does not read, or its pixels are no whole numbers.
     """
     try:
-        with strict_reading(), _open_mask(path, page) as dataset:
+        with environment(), _open_mask(path, page) as dataset:
             where = None if window is None else (
                 (window.row, window.row_stop), (window.col, window.col_stop)
             )  # fmt: skip

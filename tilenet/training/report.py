@@ -17,7 +17,8 @@ from PIL import Image
 from tilenet import durable
 from tilenet.classes import NODATA, ClassInfo
 from tilenet.geometry import Window
-from tilenet.training.images import open_image, strict_reading
+from tilenet.sources.gdal import environment
+from tilenet.training.images import open_image
 from tilenet.training.labels import read_keys
 from tilenet.training.metrics import Scores
 from tilenet.training.truth import Judged
@@ -110,7 +111,7 @@ def _picture(judged: Judged, classes: Sequence[ClassInfo]) -> str:
         height, width,
     )  # fmt: skip
     image = open_image(judged.sample.image)
-    with strict_reading():
+    with environment():
         pixels, _ = image.read(window)
     image.close()
     truth = judged.sample.label.read(window)[0]

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from tilenet.classes import NODATA
 from tilenet.errors import TilenetError
-from tilenet.training.images import open_image, strict_reading
+from tilenet.sources.gdal import environment
+from tilenet.training.images import open_image
 from tilenet.training.parallel import in_parallel
 from tilenet.training.pieces import pieces
 from tilenet.training.samples import BrokenDataError, Problem, Sample
@@ -90,7 +91,7 @@ def _see(sample: Sample, classes: int) -> _Seen | Problem:
         image = open_image(sample.image)
         seen = _Seen(np.zeros(shape, np.int32), side, 0, 0, *np.zeros((2, image.bands)))
         for piece in pieces(extent):
-            with strict_reading():
+            with environment():
                 pixels, valid = image.read(piece)
             label = sample.label.read(piece)[0]
             if valid is not None:

@@ -16,7 +16,8 @@ from rasterio.errors import NotGeoreferencedWarning
 from tilenet.classes import NODATA, ClassInfo
 from tilenet.geometry import Window
 from tilenet.quiet import ignoring
-from tilenet.training.images import ImageRef, open_image, strict_reading
+from tilenet.sources.gdal import environment
+from tilenet.training.images import ImageRef, open_image
 from tilenet.training.labels import read_keys
 from tilenet.training.metrics import confusion
 from tilenet.training.pieces import pieces
@@ -81,7 +82,7 @@ def _judge(sample: Sample, mask: Path, classes: int) -> Judged:
     total = np.zeros((classes, classes + 1), np.int64)
     for window in pieces(sample.extent):
         truth = sample.label.read(window)[0]
-        with strict_reading():
+        with environment():
             _, valid = image.read(window)
         if valid is not None:
             truth = np.where(valid, truth, np.uint8(NODATA))
