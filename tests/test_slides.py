@@ -83,6 +83,17 @@ def test_resampling_is_what_pillow_calls_so(factor, filter):
     assert np.abs(ours - theirs.transpose(2, 0, 1).astype(int)).max() <= 1
 
 
+@pytest.mark.parametrize("step", [64.0, 1e9, 1e30])
+def test_a_filter_wider_than_the_raster_stays_in_it(step):
+    # Its weights once took as much memory as it is wide.
+    pixels = np.full((1, 40, 30), 9, np.uint8)
+    grid, pixel = Resampling((step, step), (40, 30)), Window(0, 0, 1, 1)
+    assert source_window(pixel, grid) == Window(0, 0, 40, 30)
+    made, valid = resample(pixels, None, Window(0, 0, 40, 30), pixel, grid, FILL[:1])
+    assert valid is None
+    assert made.tolist() == [[[9]]]
+
+
 def test_what_is_invalid_leaves_no_trace():
     pixels = np.full((1, 40, 40), 100, np.uint8)
     valid = np.ones((40, 40), bool)
@@ -140,6 +151,45 @@ def test_a_file_without_resolution_is_told_of():
         settle(View(resolution=1.0), LEVELS, bare, None, "x")
     with pytest.raises(InputError, match="enlarged 20 times"):
         settle(View(mpp=0.0125), LEVELS, PLACE, None, "x")
+
+
+MAP = Georeference("EPSG:32633", (10.0, 0.0, 5e5, 0.0, -10.0, 5e6))
+
+
+@pytest.mark.parametrize(
+    ("view", "place", "words"),
+    [
+        (View(mpp=1e9), PLACE, "for --mpp 1e.09.* finer --mpp.*--source-mpp"),
+        (View(mpp=0.5, source_mpp=1e-30), PLACE, "less than half a pixel, for --mpp 0.5"),
+        (View(resolution=1e10), MAP, "for --resolution 1e.10.* finer --resolution"),
+        (View(trained_mpp=0.5), Georeference(mpp=(5e-9, 5e-9)), "model's 0.5 .*--source-mpp"),
+        (View(trained_mpp=0.5), Georeference(mpp=(0.25, 5e-320)), "inf times"),
+        (View(trained_resolution=1e6), MAP, "model's 1e.06 m .*choose with --resolution"),
+    ],
+)
+def test_a_reduction_to_nothing_is_refused(view, place, words):
+    with pytest.raises(InputError, match=words):
+        settle(view, LEVELS, place, 1.0, "x")
+
+
+def test_half_a_pixel_is_left():
+    def size(*level):
+        return settle(View(mpp=32.0), (level,), Georeference(mpp=(1.0, 1.0)), None, "x").size
+
+    assert size(40, 40) == (1, 1)
+    assert size(16, 900) == (1, 28)
+    with pytest.raises(InputError, match="15×900 pixels would be reduced 32 times"):
+        size(15, 900)
+
+
+def test_a_file_that_claims_an_absurd_resolution_is_refused(tmp_path, models, cli):
+    image = write_ome(tmp_path / "a.ome.tif", PICTURE, "CYX", mpp=1e-30)
+    flags = ("--model", models / "identity.onnx", "--out", tmp_path / "x.tif", "--mpp", 0.5)
+    done = cli("predict", image, *flags)
+    assert done.code == 3
+    assert "for --mpp 0.5" in done.err
+    assert "Warning" not in done.err
+    assert cli("predict", image, *flags, "--source-mpp", 0.25).code == 0
 
 
 def test_a_network_of_degrees_does_not_shrink_a_map_in_metres():

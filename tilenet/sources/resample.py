@@ -79,9 +79,11 @@ def _weights(start: int, stop: int, step: float, size: int, window: tuple[int, i
 
     reach = _reach(step)
     centre = (np.arange(start, stop) + 0.5) * step
-    index = np.floor(centre - reach).astype(np.intp)[:, None] + np.arange(math.ceil(2 * reach) + 2)
+    # All within the raster, however far the filter reaches.
+    taken = min(math.ceil(2 * reach) + 2, size)
+    first = np.clip(np.floor(centre - reach), 0, size - taken).astype(np.intp)
+    index = first[:, None] + np.arange(taken)
     weights = _kernel(np.abs(index + 0.5 - centre[:, None]), step)
-    weights[(index < 0) | (index >= size)] = 0
     # A grid that ends beyond the raster has pixels without any: the last one stands for them.
     empty = weights.sum(axis=1) == 0
     nearest = np.abs(index - np.clip(centre[:, None] - 0.5, 0, size - 1)).argmin(axis=1)

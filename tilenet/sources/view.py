@@ -17,6 +17,7 @@ Size = tuple[int, int]
 _SAME, _SAME_AS_TRAINED = 0.01, 0.1
 # A level this near to what is asked for, or to what the network was trained at, is read as it is.
 _MOST_ENLARGED = 16.0
+_LEAST_LEFT = 0.5  # of a pixel, of each side of a raster that is reduced
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,8 @@ def settle(
     Raises
     ------
     InputError
-        There is no such level, or the file does not tell what is asked for.
+        There is no such level, the file does not tell what is asked for, or at that nothing would
+        be left of it.
     """
     if view.source_mpp is not None:
         place = place.at_mpp(view.source_mpp)
@@ -150,11 +152,13 @@ def settle(
             )
         return _whole(view.level, levels, place, ())
     if view.mpp is not None or view.resolution is not None:
-        return reduced(_asked(view, place, path), levels, place, _SAME, path)
+        factor = _asked(view, place, path)
+        _check_left(factor, levels[0], view, path)
+        return reduced(factor, levels, place, _SAME, path)
     if view.trained_mpp is None and view.trained_resolution is None:
         return _whole(0, levels, place, ())
-    factor = _trained(view, place, metres)
-    if factor is None or not min(factor) >= 1 / _MOST_ENLARGED:
+    trained_factor = _trained(view, place, metres)
+    if trained_factor is None or not min(trained_factor) >= 1 / _MOST_ENLARGED:
         trained = (
             f"{view.trained_mpp:g} micrometres per pixel; say what the file has with --source-mpp"
             if view.trained_mpp is not None
@@ -162,7 +166,29 @@ def settle(
         )
         note = "it is read at full resolution, which may not be the model's: that was trained at"
         return _whole(0, levels, place, (f"{path}: {note} {trained}",))
-    return reduced(factor, levels, place, _SAME_AS_TRAINED, path)
+    _check_left(trained_factor, levels[0], view, path)
+    return reduced(trained_factor, levels, place, _SAME_AS_TRAINED, path)
+
+
+def _check_left(factor: tuple[float, float], size: Size, view: View, path: str) -> None:
+    """Raise InputError where a side would be rounded up to a pixel: one resolution is wrong."""
+    if min(size[0] / factor[0], size[1] / factor[1]) >= _LEAST_LEFT:
+        return
+    if view.mpp is not None:
+        wanted = f"--mpp {view.mpp:g}"
+        do = "choose a finer --mpp, or say what the file has with --source-mpp"
+    elif view.resolution is not None:
+        wanted, do = f"--resolution {view.resolution:g}", "choose a finer --resolution"
+    elif view.trained_mpp is not None:
+        wanted = f"the model's {view.trained_mpp:g} micrometres per pixel"
+        do = "say what the file has with --source-mpp"
+    else:
+        wanted = f"the model's {view.trained_resolution:g} m (or degrees) per pixel"
+        do = "choose with --resolution"
+    raise InputError(
+        f"{size[0]}×{size[1]} pixels would be reduced {max(factor):.3g} times, to less than half a "
+        f"pixel, for {wanted}", path, do,
+    )  # fmt: skip
 
 
 def _whole(
