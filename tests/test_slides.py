@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import identity, pointwise
@@ -271,6 +272,26 @@ def test_names_and_bands_of_a_stack(tmp_path):
     assert (info.names, info.dtype) == (("DAPI", "GFP", "Cy5"), "uint16")
     raster = open_raster(path, View(bands=(3, 1)))
     assert np.array_equal(raster.read(Window(0, 0, 200, 200), np.zeros(2))[0], stack[[2, 0]])
+
+
+def test_names_are_those_of_the_first_image(tmp_path):
+    stack = picture(200, 200, bands=3)
+    path = tmp_path / "a.ome.tif"
+    with tifffile.TiffWriter(path, ome=True) as tif:
+        for names in (["DAPI", "GFP", "Cy5"], ["one", "two", "three"]):
+            tif.write(stack, metadata={"axes": "CYX", "Channel": {"Name": names}})
+    info = open_raster(path).info
+    assert info.names == ("DAPI", "GFP", "Cy5")
+    assert "holds 2 images" in info.notes[0]
+    assert open_raster(path, View(bands=("Cy5", "DAPI"))).info.bands == (3, 1)
+
+
+def test_names_that_are_not_the_bands_are_none(tmp_path):
+    path = tmp_path / "a.ome.tif"
+    with tifffile.TiffWriter(path, ome=True) as tif:
+        tif.write(picture(90, 80), metadata={"axes": "CYX"})
+        tif.write(picture(90, 80)[0], metadata={"axes": "YX", "Channel": {"Name": ["lonely"]}})
+    assert open_raster(path).info.names == ("", "", "")
 
 
 # Through predict

@@ -51,32 +51,38 @@ def _open(path: str, file: BinaryIO) -> Any:
             from error  # fmt: skip
 
 
-def _mpp(file: Any) -> tuple[float, float] | None:
-    """Return micrometres per pixel (y, x) from the OME metadata."""
+def _pixels(file: Any) -> Any:
+    """Return what the OME metadata say of the first image; None if they say nothing."""
     import xml.etree.ElementTree as ElementTree
 
     if not file.is_ome:
         return None
     try:
         root = ElementTree.fromstring(file.ome_metadata)  # noqa: S314 - Expat stops bombs
-        pixels = next(one for one in root.iter() if one.tag.endswith("}Pixels"))
+    except ElementTree.ParseError:
+        return None
+    return next((one for one in root.iter() if one.tag.endswith("}Pixels")), None)
+
+
+def _mpp(pixels: Any) -> tuple[float, float] | None:
+    """Return micrometres per pixel (y, x) of an image in OME's metadata."""
+    if pixels is None:
+        return None
+    try:
         y, x = (
             float(pixels.attrib[f"PhysicalSize{axis}"])
             * _MICROMETRES[pixels.attrib.get(f"PhysicalSize{axis}Unit", "µm")]
             for axis in "YX"
         )
-    except (ElementTree.ParseError, StopIteration, KeyError, ValueError):
+    except (KeyError, ValueError):
         return None
     return (y, x) if 0 < y < np.inf and 0 < x < np.inf else None
 
 
-def _names(file: Any, count: int) -> tuple[str, ...]:
-    import xml.etree.ElementTree as ElementTree
-
-    names = list[str]()
-    if file.is_ome:
-        root = ElementTree.fromstring(file.ome_metadata)  # noqa: S314 - Expat stops bombs
-        names = [one.attrib.get("Name", "") for one in root.iter() if one.tag.endswith("}Channel")]
+def _names(pixels: Any, count: int) -> tuple[str, ...]:
+    """Return the channels' names of an image in OME's metadata, if they are the bands."""
+    channels = () if pixels is None else (o for o in pixels if o.tag.endswith("}Channel"))
+    names = [channel.attrib.get("Name", "") for channel in channels]
     return tuple(names) if len(names) == count else ("",) * count
 
 
@@ -144,7 +150,8 @@ def _find(path: str, file: Any, view: View, *, checked: bool) -> Found:
     _check_codec(series.keyframe.compression, path)
     axes, shape = _axes(series, path), series.shape
     count = band_count(axes, shape)
-    every, names = tuple(range(1, count + 1)), _names(file, count)
+    said = _pixels(file)
+    every, names = tuple(range(1, count + 1)), _names(said, count)
     bands = bands_in_use(view.bands, view.trained_bands, every, names, path)
     if checked:
         _check_dtype(str(series.dtype), path)
@@ -166,7 +173,7 @@ def _find(path: str, file: Any, view: View, *, checked: bool) -> Found:
         levels=levels,
         nodata=(None,) * len(bands),
         validity="all",
-        georeference=Georeference(mpp=_mpp(file)),
+        georeference=Georeference(mpp=_mpp(said)),
         metres=None,
         native_block=partial(_at, blocks),
         files=(path,),
