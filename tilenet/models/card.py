@@ -28,6 +28,7 @@ SCHEMA = 1
 
 Byte = Annotated[int, Field(ge=0, le=255)]
 Margin = Annotated[int, Field(ge=0, le=4096)]
+Side = Annotated[FiniteFloat, Field(gt=0)]
 
 
 class _Class(BaseModel):
@@ -92,8 +93,8 @@ class ModelCard(BaseModel):
     divisor: Annotated[int, Field(ge=1, le=4096)] | None = None
     context: Literal["local", "global"] | None = None
     margin: tuple[Margin, Margin] = (0, 0)
-    mpp: FiniteFloat | None = None
-    ground_resolution: FiniteFloat | None = None
+    mpp: Side | None = None
+    ground_resolution: Side | None = None
 
     @field_validator("classes")
     @classmethod
