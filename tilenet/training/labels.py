@@ -84,7 +84,7 @@ def mask_place(path: str) -> Georeference:
         It does not open.
     """
     try:
-        with strict_reading(), _open_mask(path, 0) as dataset:
+        with environment(), _open_mask(path, 0) as dataset:
             crs, affine = dataset.crs, dataset.transform
             a, b, c, d, e, f = (float(value) for value in affine[:6])
             return Georeference(
