@@ -40,7 +40,7 @@ def kept_compiled(name: str) -> memoryview | None:
     return content
 
 
-def keep_compiled(name: str, content: memoryview) -> None:
+def keep_compiled(name: str, content: bytes) -> None:
     """Keep what was compiled, if the cache takes it, and drop what was used longest ago."""
     if len(content) + _HASH_BYTES > _MOST_BYTES:  # it would drive out all else, and not stay
         return

@@ -313,7 +313,8 @@ class OpenVinoSession:
             ) from error
         if not self._compiled:  # a folder of images may have thousands of shapes
             with suppress(RuntimeError):  # OpenVINO's own: it is compiled again
-                keep_compiled(name, compiled.export_model().getbuffer())
+                # Not getbuffer: Python 3.12.1 breaks down over such a view in a cycle of references.
+                keep_compiled(name, compiled.export_model().getvalue())
         return compiled
 
     def _requests(self, shape: tuple[int, int], tiles: int) -> list[ov.InferRequest]:
