@@ -109,6 +109,20 @@ def test_the_block_is_named(cli, mask):
     assert bad == {"file": chunk.relative_to(mask).as_posix(), "what": "missing", "block": 7}
 
 
+@pytest.mark.parametrize("mask", ["blocks.zarr", "v2.zarr"], indirect=True)
+def test_a_level_that_no_block_makes_alone_is_named(cli, mask):
+    chunks = (path for path in (mask / "ovr_4x/mask").rglob("*") if path.name.isdigit())
+    path = next(path for path in chunks if path.is_file())
+    path.unlink()
+    chunk = path.relative_to(mask).as_posix()
+    done = cli("verify", mask, "--json")
+    assert json.loads(done.out)["bad"] == [{"file": chunk, "what": "missing", "block": None}]
+    assert f"{chunk} (level ovr_4x): missing" in done.err
+    mended = cli("verify", mask, "--repair", "--json")
+    assert mended.code == 0, mended.err
+    assert json.loads(mended.out)["repaired"][0]["block"] is None
+
+
 @pytest.mark.parametrize("mask", ["blocks.zarr"], indirect=True)
 def test_swapped_doubled_and_foreign_files(mask):
     good = contents(mask)

@@ -49,7 +49,8 @@ class VerifyResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON document."""
-        return asdict(self)
+        parts = {"bad": self.bad, "repaired": self.repaired}
+        return asdict(self) | {key: [one.as_dict() for one in bad] for key, bad in parts.items()}
 
     def failure(self) -> VerifyError | None:
         """Return what is wrong in words, None if nothing is."""
@@ -61,7 +62,7 @@ class VerifyResult:
                 f"{first.file} is damaged, and with it what could be compared", self.mask,
                 "make the mask again: move it away, and run predict",
             )  # fmt: skip
-        place = "" if first.block is None else f" (block {first.block})"
+        place = f" ({first.place})" if first.place else ""
         told = "1 part is not what was written: "
         if len(self.bad) > 1:
             told = f"{len(self.bad)} parts are not what was written, the first is "

@@ -49,12 +49,24 @@ class Bad:
     what : str
         "damaged", "missing" or "foreign".
     block : int or None
-        Whose pixels it holds; −1 for those of the upper pyramid levels.
+        Whose pixels it holds; −1 for those of the upper pyramid levels, which no block makes alone.
     """
 
     file: str
     what: str
     block: int | None = None
+
+    @property
+    def place(self) -> str:
+        """The block, or the upper level, in words; empty for a file without pixels."""
+        if self.block is None:
+            return ""
+        return f"block {self.block}" if self.block >= 0 else f"level {self.file.partition('/')[0]}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the JSON of `tilenet verify`: what belongs to no block has null for it."""
+        block = None if self.block is None or self.block < 0 else self.block
+        return {"file": self.file, "what": self.what, "block": block}
 
 
 @dataclass(frozen=True, slots=True)
