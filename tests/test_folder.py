@@ -213,3 +213,19 @@ def test_library_call(model, tmp_path):
     assert (len(result.runs), result.failed, result.exit_code) == (3, (), 0)
     assert result.pixels == 3 * 30 * 40 == calls[-1][0]
     assert np.all(np.diff([done for done, _ in calls]) > 0)
+
+
+def test_a_link_to_nothing_fails_alone(tmp_path, model, cli):
+    images = tmp_path / "images"
+    images.mkdir()
+    one_of(0, images)
+    for name in ("gone.tif", "gone.txt"):
+        (images / name).symlink_to(tmp_path / "nothing")
+    done = cli(*arguments(images, tmp_path / "masks", model), "--json")
+    assert done.code == 7, done.err
+    found = json.loads(done.out)
+    assert len(found["runs"]) == 1
+    assert [(one["input"], one["code"]) for one in found["failed"]] == [
+        (str(images / "gone.tif"), 3)
+    ]
+    assert "no such file" in found["failed"][0]["error"]

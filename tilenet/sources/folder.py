@@ -73,10 +73,11 @@ def _rasters(folder: Path) -> Iterator[Path]:
 
 def _in_folder(folder: Path, out: Path, *, allow_none: bool = False) -> list[Input]:
     inside = out.absolute() if out.absolute() != folder.absolute() else None
+    # A link to nothing fails alone, as a name of nothing does: nobody would miss its mask.
     found = [
         Input(path, _stem(path.relative_to(folder)))
         for path in sorted(_rasters(folder))
-        if (path.is_file() or path.is_dir())
+        if (path.is_file() or path.is_dir() or not exists(path))
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and inside not in path.absolute().parents
         and not _is_mask(path)
