@@ -107,7 +107,7 @@ def shares(places, truth, draws=400):
 
 def test_windows_are_drawn_at_objects_and_at_every_class(tmp_path):
     sample, truth = rare(tmp_path)
-    survey = survey_part([sample], 3, "")
+    survey = survey_part([sample], 3)
     anywhere = shares(Places([sample], survey, 0.0), truth)
     objects = shares(Places([sample], survey, 1.0), truth)
     every = shares(Places([sample], survey, 1.0, balance=True), truth)
@@ -121,7 +121,7 @@ def test_windows_are_drawn_at_objects_and_at_every_class(tmp_path):
 def test_some_images_are_drawn_more_often(tmp_path):
     sample, _ = rare(tmp_path)
     samples = [replace(sample, name=name) for name in ("he_1", "he_2", "grey")]
-    survey = survey_part(samples, 3, "")
+    survey = survey_part(samples, 3)
     rng = np.random.default_rng(0)
     places = Places(samples, survey, 0.5, often={"he_2": 1, "he_*": 6})
     drawn = np.bincount([places.draw(64, rng)[0] for _ in range(800)]) / 800
@@ -134,7 +134,7 @@ def test_windows_beyond_a_block_are_reflected_from_inside_it(tmp_path):
     sample, _ = rare(tmp_path)
     block = Sample("b", sample.image, sample.label, Window(0, 0, 256, 256), "", 512, 512)
     config = TrainConfig(data=tmp_path, tile=64)
-    found = survey_part([block], 3, "")
+    found = survey_part([block], 3)
     assert found.class_pixels.tolist() == [0, 256 * 256, 0]
 
     class Card:

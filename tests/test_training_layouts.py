@@ -1,6 +1,7 @@
 """Every layout is recognised, read as what it is, and trained for two epochs."""
 
 import json
+import pickle
 from collections import Counter
 
 import labelled
@@ -103,7 +104,7 @@ def test_polygon_classes_by_column(tmp_path):
     config = TrainConfig(data=labelled.vector(tmp_path / "d"), tile=64, class_column="kind")
     data, parts = labels_of(config, tmp_path)
     assert [c.name for c in data.classes] == ["background", "a", "b"]
-    survey = survey_part(parts.train, 3, "")
+    survey = survey_part(parts.train, 3)
     assert (survey.class_pixels > 0).all()
 
 
@@ -176,7 +177,23 @@ def test_broken_pair_is_named(what, tmp_path):
     assert what in str(caught.value.problems[0])
     assert "i1" in str(caught.value.problems[0])
     assert caught.value.code == 3
+    [problem] = caught.value.problems
+    assert str(caught.value) == f"1 broken: {problem}; mend or remove what is named"
     assert not (tmp_path / "model").exists()
+
+
+def test_the_first_of_several_broken_pairs_stands_for_all(tmp_path):
+    data = labelled.pairs(tmp_path / "d")
+    for name in ("i1.png", "i3.png"):
+        (data / "masks" / name).unlink()
+    with pytest.raises(BrokenDataError) as caught:
+        check_data(TrainConfig(data=data), tmp_path / "cache")
+    assert (caught.value.what, caught.value.where, caught.value.do) == (
+        "2 broken, the first: an image without a mask", str(data / "images" / "i1.png"),
+        "mend or remove what is named",
+    )  # fmt: skip
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.problems) == (str(caught.value), caught.value.problems)
 
 
 def test_truncated_image_is_named(tmp_path):

@@ -231,7 +231,7 @@ def check_data(config: TrainConfig, cache: Path) -> DataSet:
     else:
         classes = _vector_classes(found.class_names, config.classes)
     if problems or more:
-        raise BrokenDataError([*problems, *more], config.data)
+        raise BrokenDataError([*problems, *more])
     samples = tuple(sorted(good, key=lambda sample: sample.name))
     resolution = _resolution(inspected)
     return DataSet(found.layout, samples, classes, lines, bands, dtype, resolution)

@@ -92,15 +92,15 @@ def take_in(config: TrainConfig, cache: Path) -> Intake:
     data = check_data(config, cache)
     parts = split_samples(data.samples, config)
     count = len(data.classes)
-    train = survey_part(parts.train, count, config.data)
-    val = survey_part(parts.val, count, config.data)
+    train = survey_part(parts.train, count)
+    val = survey_part(parts.val, count)
     lacking = []
     if not train.class_pixels[1:].any():
         lacking.append("no foreground at all in the training part")
     if not val.class_pixels.any():
         lacking.append("no labelled pixel in the validation part")
     if lacking:
-        raise BrokenDataError([Problem(what, str(config.data)) for what in lacking], config.data)
+        raise BrokenDataError([Problem(what, str(config.data)) for what in lacking])
     found = Intake(data, parts, train, val)
     _say(found)
     return found

@@ -40,19 +40,19 @@ class BrokenDataError(InputError):
     Parameters
     ----------
     problems : sequence of Problem
-        One line each.
-    where : object
-        The data set.
+        One line each; the first one stands for all in the summary.
     """
 
-    def __init__(self, problems: Sequence[Problem], where: object) -> None:
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        first, more = problems[0], "" if len(problems) == 1 else ", the first"
         super().__init__(
-            f"{len(problems)} broken: {problems[0]}", where, "mend or remove what is named"
-        )
+            f"{len(problems)} broken{more}: {first.what}", first.where,
+            "mend or remove what is named",
+        )  # fmt: skip
         self.problems = tuple(problems)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.problems, self.where)
+        return type(self), (self.problems,)
 
 
 @dataclass(frozen=True, slots=True)

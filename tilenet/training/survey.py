@@ -104,7 +104,7 @@ def _see(sample: Sample, classes: int) -> _Seen | Problem:
     return seen
 
 
-def survey_part(samples: Sequence[Sample], classes: int, where: object) -> PartSurvey:
+def survey_part(samples: Sequence[Sample], classes: int) -> PartSurvey:
     """Read every pixel of a part once.
 
     Parameters
@@ -113,8 +113,6 @@ def survey_part(samples: Sequence[Sample], classes: int, where: object) -> PartS
         The part, checked.
     classes : int
         K.
-    where : object
-        The data set, for messages.
 
     Raises
     ------
@@ -124,7 +122,7 @@ def survey_part(samples: Sequence[Sample], classes: int, where: object) -> PartS
     done = in_parallel(lambda sample: _see(sample, classes), samples)
     problems = [seen for seen in done if isinstance(seen, Problem)]
     if problems:
-        raise BrokenDataError(problems, where)
+        raise BrokenDataError(problems)
     seen = [one for one in done if isinstance(one, _Seen)]
     count = max(1, sum(one.count for one in seen))
     mean = np.sum([one.total for one in seen], axis=0) / count
