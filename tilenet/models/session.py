@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.blend import Decision
-from tilenet.errors import ModelError
+from tilenet.errors import ModelError, UsageError
 from tilenet.models.store import ModelFiles
 
 __all__ = [
@@ -236,10 +236,13 @@ def has_cuda() -> bool:
     return bool(torch.cuda.is_available())
 
 
+def _check_device(wanted: str) -> None:
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", wanted):
+        raise UsageError(f"no device {wanted}", "--device", "choose auto, cpu, cuda or cuda:i")
+
+
 def _choose_device(wanted: str) -> str:
     kind, _, index = wanted.partition(":")
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", wanted):
-        raise ModelError(f"no device {wanted}", "--device", "choose auto, cpu, cuda or cuda:i")
     if kind == "auto":
         return "cuda" if has_cuda() else "cpu"
     if kind == "cuda" and not has_cuda():
@@ -255,7 +258,7 @@ def _choose_device(wanted: str) -> str:
 def _choose_precision(device: str, wanted: str) -> Precision:
     asked = _PRECISIONS.get(wanted)
     if asked is None and wanted != "auto":
-        raise ModelError(f"no precision {wanted}", "--precision", "choose auto, fp32, bf16 or fp16")
+        raise UsageError(f"no precision {wanted}", "--precision", "choose auto, fp32, bf16 or fp16")
     if asked is None:
         return usual_precision(device)
     if device == "cpu" and asked not in cpu_precisions():
@@ -338,10 +341,13 @@ def choose(
     ------
     ModelError
         The machine cannot do what was asked for.
+    UsageError
+        Nothing is called so.
     """
     if backend not in ("auto", *get_args(Backend)):
         do = "choose auto, torch, openvino or inductor"
-        raise ModelError(f"no backend {backend}", "--backend", do)
+        raise UsageError(f"no backend {backend}", "--backend", do)
+    _check_device(device)
     if files.kind == "onnx" and backend in ("torch", "inductor"):
         raise ModelError(f"{backend} cannot run ONNX", "--backend", "use --backend openvino")
     chosen_device = _choose_device(
