@@ -279,6 +279,24 @@ def test_a_defect_is_no_devices():
         raise RuntimeError("shapes differ")
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "words"),
+    [
+        ("--mean", ".5,.5", ["mean: give 1 or 3 numbers; --mean; correct it"]),
+        ("--std", "0", ["std: must be above 0; --std;"]),
+        ("--value-range", "1,1", ["value_range: lo must be below hi; --value-range;"]),
+        ("--classes", "a,b", ["2 classes", "3 output channels", "correct --classes or"]),
+    ],
+)
+def test_a_wrong_flag_in_place_of_a_card_is_named(flag, value, words, cli, here, monkeypatch):
+    monkeypatch.chdir(here)
+    given = dict(zip(KEYS, ("a,b,c", "0", "1", "0,255", "softmax"), strict=True)) | {flag: value}
+    extra = tuple(part for pair in given.items() for part in pair)
+    done = cli(*line("ok.tif", ("--model", "cardless", *extra)), "--backend", "torch")
+    assert_one_line(done, 4, words)
+    assert "cardless/tilenet.json" not in done.err
+
+
 def test_flags_make_up_for_a_missing_card(cli, here, tmp_path, monkeypatch):
     monkeypatch.chdir(here)
     given = ("a,b,c", "0", "1", "0,255", "softmax")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
@@ -156,7 +157,7 @@ class ModelCard(BaseModel):
                 f"{len(self.classes)} classes, but {channels} output channels with activation "
                 f'"{self.activation}" make {wanted}',
                 where,
-                "correct classes or activation in tilenet.json",
+                "correct --classes or --activation, or what tilenet.json says of them",
             )
 
     def channel_names(self, channels: int) -> tuple[str, ...]:
@@ -213,4 +214,8 @@ def parse_card(text: bytes, where: str, overrides: dict[str, Any]) -> ModelCard:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
-        raise ModelError(f"{key}: {message}" if key else message, where, "correct it") from error
+        said = f"{key}: {message}" if key else message
+        named = re.split(r"[.:]", said)[0]
+        if named in overrides and named != "bands":  # on the command line, and in no file
+            where = f"--{named.replace('_', '-')}"
+        raise ModelError(said, where, "correct it") from error
