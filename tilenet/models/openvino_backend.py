@@ -313,7 +313,7 @@ class OpenVinoSession:
             ) from error
         if not self._compiled:  # a folder of images may have thousands of shapes
             with suppress(RuntimeError):  # OpenVINO's own: it is compiled again
-                # Not getbuffer: Python 3.12.1 breaks down over such a view in a cycle of references.
+                # Not getbuffer: Python 3.12.1 breaks down over such a view in a reference cycle.
                 keep_compiled(name, compiled.export_model().getvalue())
         return compiled
 
