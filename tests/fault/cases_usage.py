@@ -32,9 +32,9 @@ FLAGS: dict[str, tuple[list[str], tuple[int, ...]]] = {
     "--std": (["x", ""], (2,)),
     "--value-range": (["x", "1", "1,2,3", "nan,1", "0,inf"], (2,)),
     "--activation": (["relu", "", "SOFTMAX"], (2,)),
-    "--device": (["gpu", "", "quantum", "cpu:x", "cuda:99", "cuda:x"], (4,)),
-    "--backend": (["tensorflow", "", "onnxruntime"], (4,)),
-    "--precision": (["fp8", "", "int8", "fp64"], (4,)),
+    "--device": (["gpu", "", "quantum", "cpu:x", "cuda:99", "cuda:x"], (2, 4)),
+    "--backend": (["tensorflow", "", "onnxruntime"], (2,)),
+    "--precision": (["fp8", "", "int8", "fp64"], (2,)),
 }  # fmt: skip
 """Values that are wrong for each option."""
 
