@@ -268,7 +268,7 @@ def find(path: str, dataset: Any, view: View, *, checked: bool) -> Found:
         ),
         levels=_levels(path, dataset, elsewhere=elsewhere),
         nodata=nodata_of(dataset, bands),
-        validity=validity_of(dataset, bands),
+        validity=validity_of(dataset, bands, colours),
         georeference=_georeference(path, dataset),
         metres=_metres(dataset.crs),
         native_block=lambda level: _native_block(

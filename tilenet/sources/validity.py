@@ -11,18 +11,21 @@ from rasterio.enums import ColorInterp, MaskFlags
 __all__ = ["holds", "judged", "nodata_of", "validity_of"]
 
 
-def validity_of(dataset: Any, bands: tuple[int, ...]) -> str:
+def validity_of(dataset: Any, bands: tuple[int, ...], colours: tuple[str, ...]) -> str:
     """Return what tells invalid pixels: "all" (none), "nodata", "alpha", "alpha+nodata", "mask".
 
     For GDAL a mask beats nodata, and that beats alpha, which it sees in pictures of 2 or 4 bands of
     8 or 16 bits. Here nodata and alpha both count, and alpha does in any picture.
     """
-    every, colours = dataset.mask_flag_enums, dataset.colorinterp
+    # The colours are asked for beforehand: GDAL may have met broken pages of the file by now, and
+    # would raise that then.
+    every = dataset.mask_flag_enums
     flags = {flag for band in bands for flag in every[band - 1]}
     if flags != {MaskFlags.all_valid} and not flags & {MaskFlags.nodata, MaskFlags.alpha}:
         return "mask"
-    alone = all(colours[band - 1] is ColorInterp.alpha for band in bands)
-    found = ["alpha"] if ColorInterp.alpha in colours and not alone else []
+    alpha = ColorInterp.alpha.name
+    alone = all(colours[band - 1] == alpha for band in bands)
+    found = ["alpha"] if alpha in colours and not alone else []
     found += ["nodata"] if MaskFlags.nodata in flags else []
     return "+".join(found) or "all"
 
