@@ -22,7 +22,7 @@ from rasters import picture, write_tif
 from tilenet.blend import Blend, Decision
 from tilenet.engine import task
 from tilenet.engine.block import BlockJob, drive
-from tilenet.errors import ModelError
+from tilenet.errors import ModelError, UsageError
 from tilenet.lattice import Axis, Lattice
 from tilenet.models.build import build_network
 from tilenet.models.card import parse_card
@@ -393,7 +393,7 @@ def test_choices(models):
     for backend in ("torch", "inductor"):
         with pytest.raises(ModelError, match=f"{backend} cannot run ONNX"):
             choose(files, backend=backend)
-    with pytest.raises(ModelError, match="auto, torch, openvino or inductor"):
+    with pytest.raises(UsageError, match="auto, torch, openvino or inductor"):
         choose(files, backend="tensorflow")
     libraries = [setup(b, "fp32").library for b in ("torch", "inductor", "openvino")]
     assert libraries == ["torch", "torch", "openvino"]
