@@ -178,6 +178,42 @@ def test_the_old_mask_comes_back_after_a_crash(source, model, tmp_path, monkeypa
     assert files(out) != before
 
 
+@pytest.mark.parametrize("gone", [True, False], ids=["a crash", "a failure"])
+@pytest.mark.parametrize("at", range(1, 6))
+def test_an_old_mask_that_is_half_moved_away_comes_back(
+    source, model, tmp_path, monkeypatch, at, gone
+):
+    """It is four files: whichever of them has moved when it ends, none is lost."""
+    out, options, count = tmp_path / "x.tif", {"probabilities": True}, 0
+    run(source, out, model, **options)
+    before = files(out)
+    replace = type(tmp_path).replace
+
+    def moved(path, target):
+        nonlocal count
+        count += path.parent == tmp_path and not path.name.startswith(".")
+        if count == at:
+            count += 1
+            raise Crash
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tmp_path), "replace", moved)
+        if gone:  # the process, and with it what it would still tidy up
+            patch.setattr(output, "put_back", lambda _out: None)
+            patch.setattr(type(tmp_path), "unlink", lambda *_a, **_k: None)
+        try:
+            run(source, out, model, **options, blend="hann", overwrite=True)
+        except Crash:
+            assert at <= 4
+        else:
+            assert at == 5
+            return
+    with pytest.raises(OutputError, match="differs in blend"):
+        run(source, out, model, **options, blend="hann")
+    assert files(out) == before
+
+
 def _crashing(write, out):
     def crashing(path, *arguments, **options):
         if path == out:

@@ -355,8 +355,8 @@ def export(
             document["probabilities"] = made
         _write(document["identity"]["format"], read, spec, out, replace)
     except BaseException:
+        put_back(out)
         if not out.exists():  # the mask got its name last: where it is, all is there
             for path in companions(out, probabilities=bool(spec.channels)):
                 path.unlink(missing_ok=True)
-            put_back(out)
         raise

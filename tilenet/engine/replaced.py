@@ -13,7 +13,7 @@ from tilenet.engine.runfolder import empty, locked, remove_run_folder, run_folde
 
 __all__ = ["companions", "move_aside", "put_back", "scratch"]
 
-_ASIDE = "replaced"
+_ASIDE, _UNDER_WAY = "replaced", "replacing"
 
 
 def companions(out: Path, *, probabilities: bool) -> list[Path]:
@@ -23,41 +23,47 @@ def companions(out: Path, *, probabilities: bool) -> list[Path]:
 
 
 def _beside(out: Path) -> list[Path]:
-    """Return what lies beside an output and is ours; beside a store, nothing is."""
+    """Return what lies beside an output and is ours, the sidecar last; nothing beside a store.
+
+    By the sidecar the rest is known as ours: it goes last, and comes back first.
+    """
     known = read_sidecar(out)
     if out.is_dir() or known is None:
         return []
     own = companions(out, probabilities="probabilities" in known)
-    return [path for path in own if os.path.lexists(path)]
+    return [path for path in reversed(own) if os.path.lexists(path)]
 
 
 def move_aside(out: Path) -> None:
-    """Move an output of ours and what belongs to it away, just before its successor comes.
-
-    The mask goes first and comes back last: where it is, all that belongs to it is.
-    """
+    """Move an output of ours and what belongs to it away, just before its successor comes."""
     if not out.exists():
         return
-    aside = run_folder(out) / _ASIDE
+    aside, under_way = (run_folder(out) / name for name in (_ASIDE, _UNDER_WAY))
     if aside.exists():  # a run that was killed had replaced it
         durable.remove_folder(aside)
-    aside.mkdir(parents=True)
+    under_way.mkdir(parents=True)
     for path in [out, *_beside(out)]:
-        path.replace(aside / path.name)
+        path.replace(under_way / path.name)
+    under_way.rename(aside)  # from now on, what lies beside the mask is its successor's
 
 
 def put_back(out: Path) -> None:
     """Bring an old output back whose successor has not come; else do nothing.
 
-    Only who owns the run folder may do so.
+    The mask comes last: where it is, all that belongs to it is. Only who owns the run folder may do
+    so.
     """
-    aside = run_folder(out) / _ASIDE
-    if os.path.lexists(out) or not (aside / out.name).exists():
+    aside, under_way = (run_folder(out) / name for name in (_ASIDE, _UNDER_WAY))
+    if (aside / out.name).exists() and not os.path.lexists(out):
+        for path in _beside(out):
+            path.unlink()
+        aside.rename(under_way)
+    if not under_way.exists():
         return
-    for path in _beside(out):  # the successor's
-        path.unlink()
-    for path in sorted(aside.iterdir(), key=lambda path: path.name == out.name):
-        path.replace(out.with_name(path.name))
+    for path in [*companions(out, probabilities=True), out]:
+        if (under_way / path.name).exists():
+            (under_way / path.name).replace(path)
+    under_way.rmdir()
     durable.sync_directory(out.parent)
 
 
