@@ -13,6 +13,7 @@ from tilenet.config import PredictConfig
 from tilenet.engine import large, output, pack
 from tilenet.engine.runfolder import PLAN, STORE, run_folder
 from tilenet.errors import OutputError, ResourceError
+from tilenet.predicting import asking
 
 BLOCKS = {"tile": 64, "overlap": 16, "chunk": 64, "block": 64, "precision": "fp32"}
 ALL = 12
@@ -285,3 +286,24 @@ def test_a_folder_goes_on_with_what_its_runs_were_begun_with(tmp_path, monkeypat
             make([second], masks / "3.zarr", backend="torch")
     with pytest.raises(OutputError, match="differs in backend"):
         make([second], masks / "3.zarr", backend="openvino")
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one input", "a folder"])
+def test_torch_keeps_its_threads(tmp_path, monkeypatch, several):
+    """Its kernels follow them: begun by one process of two, a mask goes on as one of its own."""
+    options = {"block": 96, "chunk": 96, "precision": "fp32", "tile": 96, "overlap": 32}
+    config = PredictConfig(format="zarr", backend="torch", **options)
+    (tmp_path / "in").mkdir()
+    scene = write_tif(tmp_path / "in" / "1.tif", picture(150, 200))
+    out = tmp_path / "masks" / "1.zarr"
+    with monkeypatch.context() as patch:
+        patch.setattr(large, "publish", crash)
+        patch.setattr(asking, "cores", lambda: 3)
+        with pytest.raises(Crash):
+            predict([scene], out, config)
+    seen = []
+    with monkeypatch.context() as patch:
+        patch.setattr(large, "_finish", lambda plan, *_a, **_k: seen.append(plan) or crash())
+        with pytest.raises(Crash):
+            predict([scene.parent if several else scene], out.parent if several else out, config)
+    assert [plan.setup.threads for plan in seen] == [3]

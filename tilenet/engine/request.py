@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tilenet.config import PredictConfig
 from tilenet.engine.output import plan_in_progress, tile_there
@@ -16,7 +17,7 @@ from tilenet.sinks import read_image
 from tilenet.sources import Grid, Raster, RasterInfo, RemoteName, View, area_of, open_raster
 from tilenet.watchdog import watched
 
-__all__ = ["ENDINGS", "Job", "Request", "open_job", "plan_for"]
+__all__ = ["ENDINGS", "Job", "Request", "asked_of", "open_job", "plan_for"]
 
 _CHOSEN = ("device", "backend", "precision")
 _ZARR_SIDE = 4096  # pixels; larger masks whose format nobody says are Zarr
@@ -166,28 +167,42 @@ def plan_for(info: RasterInfo, job: Job, request: Request, *, named: bool) -> tu
     tile = request.tile
     if request.follows:
         tile = tile_there(out, request.files, request.usual_tile) or tile
-    setup = _setup_there(out, request) or request.setup
+    setup = _setup_for(out, request)
     plan = make_plan(info, request.files, request.shape, setup, config, output, area, tile)
     return (plan if config.into is None else _as_label(plan, config, config.into)), out
 
 
-def _setup_there(out: Path, request: Request) -> Setup | None:
-    """Return what an unfinished run of this mask runs on, if "auto" chose otherwise for this run.
+def asked_of(config: PredictConfig, known: Setup | None, threads: int) -> dict[str, Any]:
+    """Return what `choose` is asked; "auto" follows what an unfinished run of a mask was begun on.
+
+    Threads and batch are part of that, where they decide the last bits: torch's kernels follow the
+    threads, a GPU's the batch.
+    """
+    keys = (*_CHOSEN, "batch_size")
+    asked = {key: getattr(config, key) for key in keys} | {"threads": threads}
+    if known is None:
+        return asked
+    asked |= {key: getattr(known, key) for key in _CHOSEN if asked[key] == "auto"}
+    if known.library == "torch":
+        asked["threads"] = known.threads
+    if known.device != "cpu" and config.batch_size is None:
+        asked["batch_size"] = known.batch_size
+    return asked
+
+
+def _setup_for(out: Path, request: Request) -> Setup:
+    """Return what the run of a mask goes on with, or is begun on.
 
     Raises
     ------
     ModelError
         This machine does not have it.
     """
-    known = plan_in_progress(out, overwrite=request.config.overwrite)
-    if known is None:
-        return None
-    differing = [key for key in _CHOSEN if getattr(known.setup, key) != getattr(request.setup, key)]
-    if not differing or any(getattr(request.config, key) != "auto" for key in differing):
-        return None
-    chosen = {key: getattr(known.setup, key) for key in _CHOSEN}
-    batch, threads = known.setup.batch_size, known.setup.threads
-    return choose(request.files, **chosen, batch_size=batch, threads=threads)
+    setup, known = request.setup, plan_in_progress(out, overwrite=request.config.overwrite)
+    asked = asked_of(request.config, None if known is None else known.setup, setup.threads)
+    if all(value in ("auto", None, getattr(setup, key)) for key, value in asked.items()):
+        return setup
+    return choose(request.files, **asked)
 
 
 def _as_label(plan: Plan, config: PredictConfig, into: Path) -> Plan:

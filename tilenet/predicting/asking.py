@@ -16,7 +16,7 @@ from tilenet.engine.executor import Executor
 from tilenet.engine.launch import check_device, is_elsewhere, worker_count
 from tilenet.engine.meter import Meter
 from tilenet.engine.plan import Plan, format_of
-from tilenet.engine.request import Job, Request, open_job, plan_for
+from tilenet.engine.request import Job, Request, asked_of, open_job, plan_for
 from tilenet.engine.skipping import finished_mask
 from tilenet.engine.tiling import choose_tile, smaller_tiles
 from tilenet.errors import UsageError, without_secrets
@@ -72,15 +72,10 @@ def request_for(
     shape = network_shape(files)
     choice = choose_tile(files, shape, config)
     tiles = (choice.tile, *smaller_tiles(choice, files.card.context, config))
-    threads, batch_size = max(1, cores() // worker_count(config.scheduler)), config.batch_size
     check_device(config.scheduler, config.device)
-    asked = {"device": config.device, "backend": config.backend, "precision": config.precision}
-    if known is not None:
-        asked = {k: getattr(known, k) if v == "auto" else v for k, v in asked.items()}
-        # They decide the last bits: torch's kernels follow the threads, a GPU's the batch.
-        threads = known.threads if known.library == "torch" else threads
-        batch_size = batch_size or (None if known.device == "cpu" else known.batch_size)
-    wanted = Wanted(tiles, shape.channels, **asked, batch_size=batch_size)
+    asked = asked_of(config, known, max(1, cores() // worker_count(config.scheduler)))
+    threads = asked.pop("threads")
+    wanted = Wanted(tiles, shape.channels, **asked)
     if cluster is not None:
         sizes = cluster.choose(files, wanted)
     else:
