@@ -30,7 +30,7 @@ from tilenet.sources import Area, View, area_of, open_raster
 from tilenet.sources.tissue import find_tissue
 from tilenet.training.vectors import Grid, Polygons
 
-geopandas = pytest.importorskip("geopandas")
+geopandas = pytest.importorskip("geopandas", reason="polygons take the extra vector")
 from shapely.geometry import Point, Polygon, box, mapping  # noqa: E402 - comes with geopandas
 
 SIZE = (333, 421)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rasters import picture, write_tif
 
-from tilenet.cli import predict
+from tilenet.cli_predict import predict
 from tilenet.config import load_config
 from tilenet.errors import UsageError
 

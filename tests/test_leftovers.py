@@ -5,6 +5,7 @@ import shutil
 import networks
 import pytest
 import zarr
+from crashes import Crash, crash, run
 from rasters import picture, write_tif
 
 from tilenet import durable, mask_api
@@ -15,16 +16,7 @@ from tilenet.engine.runfolder import PLAN, STORE, run_folder
 from tilenet.errors import OutputError, ResourceError
 from tilenet.predicting import asking
 
-BLOCKS = {"tile": 64, "overlap": 16, "chunk": 64, "block": 64, "precision": "fp32"}
 ALL = 12
-
-
-class Crash(BaseException):
-    """Stands for the end of the process."""
-
-
-def crash(*_arguments, **_options):
-    raise Crash
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +27,6 @@ def model(tmp_path_factory):
 @pytest.fixture
 def source(tmp_path):
     return write_tif(tmp_path / "a.tif", picture(150, 200), georeferenced=True)
-
-
-def run(source, out, model, **options):
-    [result] = predict([source], out, PredictConfig(model=str(model), **BLOCKS | options)).runs
-    return result
 
 
 def unfinished(monkeypatch, source, out, model, **options):

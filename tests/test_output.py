@@ -15,6 +15,7 @@ import networks
 import numpy as np
 import pytest
 import rasterio
+from crashes import BLOCKS, Crash, crash, run
 from rasters import picture, write_image, write_tif
 
 from tilenet import durable, mask_api, stops
@@ -32,12 +33,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:Dataset has no geotransform:rasterio.errors.NotGeoreferencedWarning"
 )
 
-BLOCKS = {"tile": 64, "overlap": 16, "chunk": 64, "block": 64, "precision": "fp32"}
 ONE_BLOCK = BLOCKS | {"block": 256}
-
-
-class Crash(BaseException):
-    """Stands for the end of the process."""
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +44,6 @@ def model(tmp_path_factory):
 @pytest.fixture
 def source(tmp_path):
     return write_tif(tmp_path / "a.tif", picture(150, 200), georeferenced=True)
-
-
-def run(source, out, model, **options):
-    [result] = predict([source], out, PredictConfig(model=str(model), **BLOCKS | options)).runs
-    return result
-
-
-def crash(*_arguments, **_options):
-    raise Crash
 
 
 def pixels(result):

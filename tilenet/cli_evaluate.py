@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tilenet.cli_options import Debug, Json
 from tilenet.console import show, split_numbers, telling_problems
 from tilenet.errors import UsageError
 
@@ -28,8 +29,8 @@ def evaluate(  # noqa: PLR0913 - one parameter for each flag
         str | None, typer.Option(help="What a file's scale and offset do: apply, or stored.")
     ] = None,
     device: Annotated[str, typer.Option(help="As for predict.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Compare a mask with the truth, or run a model over labelled images and compare."""
     del debug

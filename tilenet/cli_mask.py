@@ -7,12 +7,10 @@ from typing import Annotated
 
 import typer
 
+from tilenet.cli_options import Debug, Json
 from tilenet.console import complain, show
 
 __all__ = ["export", "verify"]
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 def verify(

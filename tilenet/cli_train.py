@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tilenet.cli_options import Debug, Json
 from tilenet.console import show, split_numbers, telling_problems
 from tilenet.errors import UsageError
 
@@ -85,8 +86,8 @@ def train(  # noqa: PLR0913 - one parameter for each flag
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run in --out.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Train a network on labelled images; the folder it writes is a model for predict."""
     del debug  # read by `tilenet.cli.run`, which prints errors

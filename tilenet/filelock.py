@@ -21,8 +21,8 @@ _BUSY = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
 _NONE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
-def take(fd: int, how: int, where: Path) -> bool:
-    """Lock an open file without waiting for it; return False if somebody else has it.
+def wait_for(fd: int, how: int, where: Path) -> None:
+    """Lock an open file, when nobody else has it any more.
 
     Parameters
     ----------
@@ -41,40 +41,6 @@ def take(fd: int, how: int, where: Path) -> bool:
         As the system says.
     """
     try:
-        _lock(fd, how | fcntl.LOCK_NB, where)
-    except OSError as error:
-        if error.errno in _BUSY:
-            return False
-        raise
-    return True
-
-
-def wait_for(fd: int, how: int, where: Path) -> None:
-    """Lock an open file, when nobody else has it any more; otherwise as `take`."""
-    _lock(fd, how, where)
-
-
-@contextmanager
-def turn(folder: Path) -> Iterator[None]:
-    """Let those who write into one folder take turns, by the kernel's lock on the folder itself.
-
-    Raises
-    ------
-    OutputError
-        The disk has no locks.
-    OSError
-        As the system says.
-    """
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        wait_for(fd, fcntl.LOCK_EX, folder)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _lock(fd: int, how: int, where: Path) -> None:
-    try:
         fcntl.flock(fd, how)
     except OSError as error:
         if error.errno not in _NONE:
@@ -84,3 +50,25 @@ def _lock(fd: int, how: int, where: Path) -> None:
             where,
             "mount it with them (Lustre: -o flock, NFS: with lockd), or write to another disk",
         ) from error
+
+
+def take(fd: int, how: int, where: Path) -> bool:
+    """Do what `wait_for` does without waiting; return False if somebody else has the lock."""
+    try:
+        wait_for(fd, how | fcntl.LOCK_NB, where)
+    except OSError as error:
+        if error.errno in _BUSY:
+            return False
+        raise
+    return True
+
+
+@contextmanager
+def turn(folder: Path) -> Iterator[None]:
+    """Let those who write into one folder take turns: `wait_for` the lock of the folder itself."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        wait_for(fd, fcntl.LOCK_EX, folder)
+        yield
+    finally:
+        os.close(fd)

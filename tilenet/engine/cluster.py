@@ -13,8 +13,8 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import CancelledError
+from contextlib import ExitStack, closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from tilenet.engine.executor import (
 from tilenet.engine.launch import HERE, start
 from tilenet.engine.meter import Spans, host_of
 from tilenet.engine.scheduler import parse_scheduler
+from tilenet.engine.threads import Threads
 from tilenet.engine.worker import end_soon, settle
 from tilenet.errors import (
     ClusterError,
@@ -58,50 +59,6 @@ _PATIENCE = 2
 _SETTLE, _SOON = 60.0, 0.2  # seconds for workers to be there again; between looks
 _RESUMES = "a rerun resumes"
 _GPU = "GPU"  # the resource (Dask's word) of workers that run networks, if any has it
-
-
-class _Threads:
-    """Tasks in this process, without Dask."""
-
-    workers, patience, elsewhere = 1, 1, False
-
-    def __init__(self, device_class: str) -> None:
-        self.versions: Versions = {}
-        self.places: Mapping[str, str] = {"": ""}
-        self.forwards = forwards_on(device_class)
-        self._pool = ThreadPoolExecutor(threads_on(device_class), thread_name_prefix="tilenet")
-
-    def submit(
-        self,
-        function: Callable[..., Any],
-        *arguments: Any,
-        network: bool = True,
-        near: tuple[str, ...] = (),
-    ) -> Any:
-        del network, near
-        return self._pool.submit(function, *arguments)
-
-    def result(self, future: Any) -> Any:
-        return future.result()
-
-    def check(self) -> None:
-        pass
-
-    def handed_out(self) -> None:
-        pass
-
-    def be_alone(self) -> None:
-        pass
-
-    def beside(self, worker: str) -> tuple[str, ...]:
-        del worker
-        return ()
-
-    def choose(self, files: ModelFiles, wanted: Wanted) -> Sizes:
-        return choose_here(files, wanted)[0]
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 class _Dask:
@@ -366,33 +323,22 @@ def open_executor(
     if report is not None and not report.parent.is_dir():
         raise UsageError("no such folder", "--dask-report", "choose another place")
     if found.kind == "local" and tasks <= FEW_BLOCKS and report is None:
-        threads = _Threads(device_class)
-        try:
+        with closing(Threads(device_class)) as threads:
             yield threads
-        finally:
-            threads.close()
         return
-    import distributed
-
     quiet_dask()
     with ExitStack() as stack:
         try:
             target, wait, grace = start(
                 found, stack, threads=threads_on(device_class), insecure=insecure
             )
-            if not isinstance(target, str):
-                stack.callback(target.close)
-            client = distributed.Client(target, timeout=15, set_as_default=report is not None)
-            stack.callback(client.close)
+            client = _connect(target, stack, report)
         except (OSError, TimeoutError) as error:
             raise ClusterError(
                 f"no answer: {error}", scheduler, "is the scheduler running?"
             ) from error
         try:
-            # An adaptive cluster without work has no workers.
-            work = client.submit(_introduce, pure=False) if found.elsewhere else None
-            client.wait_for_workers(1, timeout=wait)
-            del work
+            _wait_for_workers(client, wait, elsewhere=found.elsewhere)
         except TimeoutError as error:
             raise ClusterError("no worker has come", scheduler, "start dask worker") from error
         if found.elsewhere:
@@ -404,6 +350,24 @@ def open_executor(
         yield _Dask(
             client, patience, elsewhere=found.elsewhere, grace=grace, device_class=device_class
         )
+
+
+def _connect(target: Any, stack: ExitStack, report: Path | None) -> Any:
+    """Return a client of a cluster, or of an address; both are closed with the stack."""
+    import distributed
+
+    if not isinstance(target, str):
+        stack.callback(target.close)
+    client = distributed.Client(target, timeout=15, set_as_default=report is not None)
+    stack.callback(client.close)
+    return client
+
+
+def _wait_for_workers(client: Any, seconds: float, *, elsewhere: bool) -> None:
+    # An adaptive cluster without work has no workers.
+    work = client.submit(_introduce, pure=False) if elsewhere else None
+    client.wait_for_workers(1, timeout=seconds)
+    del work
 
 
 def _say_counters(client: Any, *, here: bool) -> None:

@@ -292,7 +292,7 @@ class RemoteOutput:
             plan = replace(plan, lattice=here.lattice)
         whole = self._is_finished_here(plan)
         if not whole and (here is None or (here.hash, here.lattice) != (plan.hash, plan.lattice)):
-            self._empty()
+            empty(self._folder, keep=(LOCK, _TOKEN))
         lease.check()
         self._objects.put(f"{self._run}/{PLAN}", plan.dump())
         if whole or plan.lattice.blocks == 1 or not there:
@@ -307,9 +307,6 @@ class RemoteOutput:
             return lattice_of(parse_json(documents(self.local)["plan"])) == plan.lattice
         except TilenetError:
             return False
-
-    def _empty(self) -> None:
-        empty(self._folder, keep=(LOCK, _TOKEN))
 
     def _fetch(self, plan: Plan, there: set[int]) -> set[int]:
         """Fetch the blocks that are missing here; return those that are whole there."""

@@ -28,7 +28,15 @@ from tilenet.sources.view import View
 from tilenet.sources.vsi import network_settings, remote_fingerprint, vsi_name
 from tilenet.strangers import exists, is_file
 
-__all__ = ["CACHE_BYTES", "DRIVERS", "GdalHandle", "environment", "find", "open_dataset"]
+__all__ = [
+    "CACHE_BYTES",
+    "DRIVERS",
+    "GdalHandle",
+    "environment",
+    "find",
+    "georeference",
+    "open_dataset",
+]
 
 DRIVERS = (
     "GTiff", "PNG", "JPEG", "JP2OpenJPEG", "BMP", "GIF", "WEBP", "JPEGXL", "HFA", "ENVI", "NITF",
@@ -129,7 +137,9 @@ def _levels(path: str, dataset: Any, *, elsewhere: bool) -> tuple[tuple[int, int
     return tuple(levels)
 
 
-def _georeference(path: str, dataset: Any) -> Georeference:
+def georeference(path: str, dataset: Any) -> Georeference:
+    """Return where an open file lies, as far as it says."""
+
     def wkt(crs: Any) -> str | None:
         return str(crs.to_wkt(version="WKT2_2019")) if crs else None
 
@@ -269,7 +279,7 @@ def find(path: str, dataset: Any, view: View, *, checked: bool) -> Found:
         levels=_levels(path, dataset, elsewhere=elsewhere),
         nodata=nodata_of(dataset, bands),
         validity=validity_of(dataset, bands, colours),
-        georeference=_georeference(path, dataset),
+        georeference=georeference(path, dataset),
         metres=_metres(dataset.crs),
         native_block=lambda level: _native_block(
             path, dataset, bands[0], level, elsewhere=elsewhere

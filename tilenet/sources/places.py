@@ -1,4 +1,4 @@
-"""Places, brought from one CRS to another, and longitudes that no date line cuts."""
+"""Places, brought from one CRS or grid to another; longitudes that no date line cuts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from tilenet.errors import InputError
-from tilenet.geometry import Georeference
+from tilenet.geometry import Affine6, Georeference
 
-__all__ = ["brought", "crs_of", "near", "turn_of", "unplaced"]
+__all__ = ["brought", "crs_of", "moved", "near", "turn_of", "unplaced"]
 
 Floats = NDArray[np.float64]
 
@@ -81,3 +81,29 @@ def brought(source: CRS, target: CRS, x: Floats, y: Floats) -> tuple[Floats, Flo
     xs, ys = np.asarray(found[0]), np.asarray(found[1])
     good = np.isfinite(xs) & np.isfinite(ys)
     return np.where(good, xs, np.nan), np.where(good, ys, np.nan)
+
+
+def moved(
+    places: tuple[Floats, Floats],
+    here: tuple[str, Affine6],
+    there: tuple[str, Affine6],
+    size: tuple[int, int],
+) -> tuple[Floats, Floats]:
+    """Return places (rows, cols) of one grid as places of another one of `size`.
+
+    Both count from the outer corner; NaN where there is no answer. Longitudes are those nearest to
+    the other grid's middle, so that neither is cut at the date line.
+    """
+    rows, cols = places
+    a, b, c, d, e, f = here[1]
+    x, y = (a * cols + b * rows + c).ravel(), (d * cols + e * rows + f).ravel()
+    source, target = crs_of(here[0]), crs_of(there[0])
+    a, b, c, d, e, f = there[1]
+    if source != target:
+        x, y = brought(source, target, x, y)
+    turn = turn_of(there[0])
+    if turn is not None:
+        x = near(x, a * size[1] / 2 + b * size[0] / 2 + c, turn)
+    x, y, area = x - c, y - f, a * e - b * d
+    found_rows, found_cols = (a * y - d * x) / area, (e * x - b * y) / area
+    return found_rows.reshape(rows.shape), found_cols.reshape(rows.shape)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tilenet.errors import InputError
 from tilenet.geometry import Affine6, Georeference, Window
 from tilenet.sources.grid import Grid
-from tilenet.sources.places import brought, crs_of, near, turn_of, unplaced
+from tilenet.sources.places import crs_of, moved, unplaced
 from tilenet.sources.resample import rounded
 from tilenet.sources.view import Settled, reduced
 
@@ -61,32 +61,6 @@ class Warp:
     reach: Window
 
 
-def _moved(
-    places: tuple[Floats, Floats],
-    here: tuple[str, Affine6],
-    there: tuple[str, Affine6],
-    size: tuple[int, int],
-) -> tuple[Floats, Floats]:
-    """Return places (rows, cols) of one grid as places of another one of `size`.
-
-    Both count from the outer corner; NaN where there is no answer. Longitudes are those nearest to
-    the other grid's middle, so that neither is cut at the date line.
-    """
-    rows, cols = places
-    a, b, c, d, e, f = here[1]
-    x, y = (a * cols + b * rows + c).ravel(), (d * cols + e * rows + f).ravel()
-    source, target = crs_of(here[0]), crs_of(there[0])
-    a, b, c, d, e, f = there[1]
-    if source != target:
-        x, y = brought(source, target, x, y)
-    turn = turn_of(there[0])
-    if turn is not None:
-        x = near(x, a * size[1] / 2 + b * size[0] / 2 + c, turn)
-    x, y, area = x - c, y - f, a * e - b * d
-    found_rows, found_cols = (a * y - d * x) / area, (e * x - b * y) / area
-    return found_rows.reshape(rows.shape), found_cols.reshape(rows.shape)
-
-
 def _between(start: float, stop: float, count: int = _LATTICE) -> Floats:
     return np.linspace(start, stop, count)
 
@@ -95,12 +69,12 @@ def _reach(grid: Grid, place: tuple[str, Affine6], size: tuple[int, int], path: 
     """Return the part of the grid that a raster of `size` lies in, or a little more."""
     there, whole = (grid.crs_wkt, grid.transform), Window(0, 0, grid.height, grid.width)
     middle = (np.array([size[0] / 2]), np.array([size[1] / 2]))
-    if not np.isfinite(_moved(middle, place, there, (grid.height, grid.width))).all():
+    if not np.isfinite(moved(middle, place, there, (grid.height, grid.width))).all():
         raise InputError(
             "no way leads from its CRS to the grid's", path, "give a --like of the same body"
         )
     lattice = np.meshgrid(_between(0, size[0]), _between(0, size[1]), indexing="ij")
-    rows, cols = _moved((lattice[0], lattice[1]), place, there, (grid.height, grid.width))
+    rows, cols = moved((lattice[0], lattice[1]), place, there, (grid.height, grid.width))
     if not (np.isfinite(rows) & np.isfinite(cols)).all():
         return whole
     # What lies between two places of the lattice may reach as far again.
@@ -125,7 +99,7 @@ def _steps(
     )
     own = (grid.crs_wkt, grid.transform)
     at, below, beside = (
-        np.stack(_moved((rows + down, cols + right), own, place, size))
+        np.stack(moved((rows + down, cols + right), own, place, size))
         for down, right in ((0, 0), (1, 0), (0, 1))
     )
     step = np.hypot(below - at, beside - at).reshape(2, -1)
@@ -201,7 +175,7 @@ def sources(window: Window, warp: Warp) -> tuple[Floats, Floats]:
 
 def _exactly(rows: Floats, cols: Floats, warp: Warp) -> tuple[Floats, Floats]:
     here = (warp.grid.crs_wkt, warp.grid.transform)
-    return _moved((rows, cols), here, (warp.crs_wkt, warp.transform), warp.size)
+    return moved((rows, cols), here, (warp.crs_wkt, warp.transform), warp.size)
 
 
 def _interpolated(window: Window, warp: Warp) -> tuple[Floats, Floats]:

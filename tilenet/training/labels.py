@@ -17,7 +17,7 @@ from tilenet.classes import NODATA
 from tilenet.errors import InputError
 from tilenet.geometry import Georeference, Window
 from tilenet.quiet import ignoring
-from tilenet.sources.gdal import DRIVERS, environment
+from tilenet.sources.gdal import DRIVERS, environment, georeference
 from tilenet.training.palette import COLOUR, Palette, to_keys
 
 __all__ = [
@@ -81,17 +81,11 @@ def mask_place(path: str) -> Georeference:
     Raises
     ------
     InputError
-        It does not open.
+        It does not open, or its place is no place.
     """
     try:
         with environment(), _open_mask(path, 0) as dataset:
-            crs, affine = dataset.crs, dataset.transform
-            a, b, c, d, e, f = (float(value) for value in affine[:6])
-            return Georeference(
-                crs_wkt=crs.to_wkt(version="WKT2_2019") if crs else None,
-                # GDAL's word for none at all.
-                transform=None if affine.is_identity else (a, b, c, d, e, f),
-            )
+            return georeference(path, dataset)
     except RasterioError as error:
         raise InputError(f"the mask does not read: {error}", path, "check the file") from error
 

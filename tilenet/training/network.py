@@ -206,4 +206,5 @@ def keep_depthwise_in_float32(network: nn.Module) -> None:
 
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.groups > 1:
+            # Of this one module, not of its class.
             module.forward = in_float32(module.forward)  # type: ignore[method-assign,assignment]
