@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tilenet.engine.decided import files_of, write_block
 from tilenet.engine.document import probabilities_of
 from tilenet.engine.inspection import Inspection, inspect, kept_documents, read_pixels
-from tilenet.engine.journal import BlockRecord
+from tilenet.engine.journal import UPPER, BlockRecord
 from tilenet.engine.output import check_free, export, publish, upper_levels
 from tilenet.engine.plan import block_levels, check_png, format_of, hash_of
 from tilenet.engine.recipe import lattice_of
@@ -26,7 +26,6 @@ from tilenet.sinks import MaskStore, check_slides, open_store
 __all__ = ["convert"]
 
 _OF_FILES = {"sha256", "size", "journal", "probabilities"}
-_UPPER = -1
 
 
 def convert(path: Path, out: Path, *, overwrite: bool) -> None:
@@ -117,6 +116,6 @@ def _write_store(found: Inspection, document: dict[str, Any], pixels: _Pixels, r
     if lattice.blocks == 1:  # as a pack does
         records = [replace(records[0], files=records[0].files + upper)]
     else:
-        records.insert(0, BlockRecord(_UPPER, upper, {}, 0, 0))
+        records.insert(0, BlockRecord(UPPER, upper, {}, 0, 0))
     counts = {int(k): v for k, v in document["pixels"].items()}
     store.finish(counts, kept_documents(document, records))

@@ -22,6 +22,7 @@ __all__ = [
     "KILLS",
     "NEIGHBOUR",
     "UNREADABLE",
+    "UPPER",
     "BlockRecord",
     "Invalid",
     "Journal",
@@ -33,6 +34,9 @@ __all__ = [
     "from_plain",
     "records_of",
 ]
+
+UPPER = -1
+"""The number under which the upper pyramid levels stand, which no block makes alone."""
 
 UNREADABLE = "the source cannot be read here"
 KILLS = "every worker that took this block died"
@@ -68,7 +72,7 @@ class BlockRecord:
     Parameters
     ----------
     block : int
-        Its number; −1 for the upper pyramid levels.
+        Its number, or `UPPER`.
     files : tuple of (str, str or None, int)
         Path in the store, sha256 (None: a chunk of fill values, not stored), stored bytes.
     pixels : dict of int to int

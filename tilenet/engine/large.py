@@ -19,7 +19,7 @@ from tilenet.engine.admission import revoke
 from tilenet.engine.decided import files_of
 from tilenet.engine.document import Finished, encode_document, plan_document
 from tilenet.engine.executor import Executor
-from tilenet.engine.journal import BlockRecord, Journal, decode, drop, records_of
+from tilenet.engine.journal import UPPER, BlockRecord, Journal, decode, drop, records_of
 from tilenet.engine.leftovers import remove_leftovers
 from tilenet.engine.lost import mark_lost
 from tilenet.engine.meter import Meter
@@ -63,7 +63,6 @@ __all__ = [
 _logger = logging.getLogger(__name__)
 
 JOURNAL = "journal.jsonl"
-_UPPER = -1  # the journal's number for the levels that no block makes alone
 _MERGED = 1024  # records at a time
 
 
@@ -262,7 +261,7 @@ def _drop_gone(folder: Path) -> None:
     if dropped:
         _logger.warning("%d finished blocks have lost files, and are made again", dropped)
         for path in journals(folder):
-            drop(path, lambda record: record.block == _UPPER)
+            drop(path, lambda record: record.block == UPPER)
 
 
 @contextmanager
@@ -297,7 +296,7 @@ def complete(plan: Plan, out: Path, folder: Path, check: Callable[[], None]) -> 
         if done is None:
             plan = set_up(plan, out, folder)
             with _journal(plan, folder, owner, None) as journal:
-                if len(journal.blocks - {_UPPER}) < plan.lattice.blocks:
+                if len(journal.blocks - {UPPER}) < plan.lattice.blocks:
                     raise OutputError("finished blocks have gone", folder, "run all parts again")
                 owner.check()
                 done = _finish(plan, folder, out, journal, check, overwrite=False, copy=None)
@@ -331,9 +330,9 @@ def _finish(
         check()
         return store.read(array, window)
 
-    if _UPPER not in journal.blocks:
+    if UPPER not in journal.blocks:
         stored = upper_levels(store, plan.block_levels + 1)
-        journal.append([BlockRecord(_UPPER, files_of(stored), {}, 0, 0)])
+        journal.append([BlockRecord(UPPER, files_of(stored), {}, 0, 0)])
     blocks = plan.lattice.blocks
     invalid = tuple(sorted(journal.invalid, key=astuple))  # the same for any order of work
     done = Finished(dict(journal.pixels), journal.tiles, journal.tiles_skipped, blocks, invalid)
