@@ -235,6 +235,7 @@ def start(
         target = _kubernetes_cluster(found)
     elif not found.elsewhere:
         import dask
+        import distributed  # noqa: F401 - its defaults would else go where `set` ends
 
         # Dask looks some time after a worker died, and ends it for good if it is not there just
         # then, be it that it died once more and is being started again.
