@@ -108,6 +108,10 @@ class TestWhichBands:
         with pytest.raises(InputError, match=r"no raster thumbnail.*--variable: blue"):
             open_raster(path, View(variable="thumbnail", allow_remote=True))
 
+    def test_planes_are_not_chosen_in_vain(self, tmp_path):
+        with pytest.raises(InputError, match="no planes to choose from"):
+            open_raster(sentinel(tmp_path), asking("red", plane=(("t", 0),)))
+
     @pytest.mark.parametrize("view", [ALLOWED, asking(1, 2, 3)])
     def test_without_names_several_files_are_no_image(self, tmp_path, view):
         path = sentinel(tmp_path)

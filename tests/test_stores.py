@@ -1,5 +1,6 @@
 """Zarr stores as rasters: OME-Zarr, GeoZarr, xarray's, bare arrays, and those of strangers."""
 
+import errno
 import json
 import os
 import time
@@ -17,7 +18,7 @@ from rasters import TRANSFORM, UTM, picture, write_tif
 
 from tilenet.api import predict
 from tilenet.config import PredictConfig
-from tilenet.errors import InputError
+from tilenet.errors import InputError, ResourceError
 from tilenet.geometry import Window
 from tilenet.sources import View, find_inputs, open_raster
 
@@ -136,6 +137,58 @@ def test_times_of_xarray_are_planes_too(tmp_path):
     path = stores.write(tmp_path / "a.zarr", found)
     pixels, _ = read_all(path, View(plane=(("t", 1),)))
     assert np.array_equal(pixels[0], PIXELS[1])
+
+
+def test_a_mosaic_of_cubes_has_their_plane_and_variable(tmp_path):
+    halves = []
+    for name, col in (("a", 0), ("b", 90)):
+        times = np.stack([PIXELS[:, :, col : col + 90] + t for t in range(2)], 1)
+        x, y = 500_000 + 10 * (col + np.arange(times.shape[3]) + 0.5), 5_000_000 - np.arange(150.0)
+        cube = xr.Dataset({"image": (("band", "time", "y", "x"), times)}, {"x": x, "y": 10 * y})
+        cube["image"] = cube["image"].rio.write_crs(UTM)
+        cube["clouds"] = cube["image"][0] * 0
+        halves.append(str(stores.write(tmp_path / f"{name}.zarr", cube)))
+    with pytest.raises(InputError, match=r"2 variables.*--variable"):
+        open_raster(halves[0], View(mosaic=tuple(halves)))
+    view = View(mosaic=tuple(halves), variable="image", plane=(("t", 1),))
+    assert np.array_equal(read_all(halves[0], view)[0], PIXELS + 1)
+    assert open_raster(halves[0], view).info.plane == (("t", 1),)
+    with pytest.raises(InputError, match="no plane t=2"):
+        open_raster(halves[0], View(mosaic=tuple(halves), variable="image", plane=(("t", 2),)))
+
+
+def test_what_the_disk_does_not_give_is_no_hole(tmp_path, monkeypatch):
+    """Zarr would take its fill value for the pixels, and a mask would be made of it."""
+    path = tmp_path / "a.zarr"
+    array = zarr.create_array(
+        path, shape=PIXELS.shape, chunks=(3, 64, 64), dtype="uint8", zarr_format=2
+    )
+    array[:] = PIXELS
+    raster = open_raster(path)
+    look = os.stat
+
+    def stale(name, **options):
+        if str(name).endswith("a.zarr/0.1.1"):
+            raise OSError(errno.ESTALE, "Stale file handle", name)
+        return look(name, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", stale)
+        with pytest.raises(ResourceError, match=r"cannot be read: .*Stale file handle.*resumes"):
+            raster.read(Window(0, 0, 150, 170), np.zeros(3), [])
+    assert np.array_equal(raster.read(Window(0, 0, 150, 170), np.zeros(3))[0], PIXELS)
+    path.rename(tmp_path / "elsewhere")  # as when a disk is taken away
+    with pytest.raises(ResourceError, match="the store has gone"):
+        raster.read(Window(0, 0, 150, 170), np.zeros(3), [])
+
+
+def test_a_chunk_that_is_not_stored_is_the_fill_value(tmp_path):
+    array = zarr.create_array(
+        tmp_path / "a.zarr", shape=(3, 64, 64), chunks=(3, 32, 32), dtype="uint8", fill_value=7
+    )
+    array[:, :32] = 9
+    pixels, _ = read_all(tmp_path / "a.zarr")
+    assert (np.unique(pixels[:, :32]), np.unique(pixels[:, 32:])) == (9, 7)
 
 
 def test_one_of_several_variables_is_named(tmp_path):

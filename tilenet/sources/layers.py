@@ -67,6 +67,7 @@ def _seen(part: Part, view: View, where: View, open_file: Open) -> RasterInfo:
             bands=part.bands if own is None else own.bands,
             trained_bands=() if own is None else own.trained_bands,
             scaling=view.scaling,
+            plane=view.plane,
             allow_remote=view.allow_remote,
         ),
     ).info
@@ -161,6 +162,8 @@ def find(name: str, view: View, open_file: Open) -> Found:
         levels=base.levels if _is_even(infos) else ((base.height, base.width),),
         nodata=(None,) * len(names),
         validity="mask",
+        plane=base.plane,
+        planes=base.planes,
         georeference=Georeference(crs_wkt, base.georeference.transform),
         metres=float(crs.linear_units_factor[1]) if crs.is_projected else None,
         native_block=lambda _: base.native_block,

@@ -43,6 +43,8 @@ def _view(view: View) -> View:
         bands=view.bands,
         scaling=view.scaling,
         trained_bands=view.trained_bands,
+        plane=view.plane,
+        variable=view.variable,
         allow_remote=view.allow_remote,
     )
 
@@ -135,6 +137,8 @@ def find(paths: tuple[str, ...], view: View, open_scene: Open, index: str | None
         levels=((height, width),),
         nodata=(None,) * len(first.bands),
         validity="mask",
+        plane=first.plane,
+        planes=first.planes,
         georeference=Georeference(own.crs_wkt, corner),
         metres=_metres(own.crs_wkt),
         native_block=lambda _: (_BLOCK, _BLOCK),

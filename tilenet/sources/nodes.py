@@ -6,9 +6,11 @@ array is described to zarr anew, with none but the codecs and the kinds of pixel
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any, Protocol
 
 from tilenet.errors import InputError, ResourceError
 from tilenet.sources.rasterinfo import AS_READ, CONVERTED
-from tilenet.strangers import parse_json
+from tilenet.strangers import exists, parse_json
 
 __all__ = [
     "MAX_DOCUMENT",
@@ -41,6 +43,7 @@ MAX_DOCUMENT = 16 << 20
 _MAX_CHUNK_BYTES = 64 << 20
 _MAX_SHARD_PARTS = 1 << 20
 _MAX_AXES = 8
+_NOTHING = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 _MAX_CHILDREN = 10_000
 
 
@@ -59,6 +62,22 @@ class Keys(Protocol):
         """Yield what changes when a file below a path does; of more than `most`, some."""
 
 
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _content(path: str, key: str, most: int, part: Range | None) -> bytes:
+    with Path(path).open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        first, stop = (0, None) if part is None else part
+        first = max(0, size + first) if first < 0 else first
+        wanted = max(0, min(size, stop or size) - first)
+        if wanted > most:
+            raise OSError(f"{key} has {wanted} bytes, more than the {most} that can be")
+        file.seek(first)
+        return file.read(wanted)
+
+
 class Folder:
     """A store in a local folder; nothing outside of it is read, whatever links there are.
 
@@ -71,6 +90,7 @@ class Folder:
     def __init__(self, root: str) -> None:
         self.name = root
         self._root = os.path.realpath(root)
+        self._was_there = False
 
     def _inside(self, key: str) -> str:
         path = os.path.join(self._root, key)  # noqa: PTH118 - thousands of these
@@ -80,22 +100,22 @@ class Folder:
         return real
 
     def get(self, key: str, most: int, part: Range | None = None) -> bytes | None:
-        """Return what lies there or a part of it, None if nothing."""
+        """Return what lies there or a part of it, None if nothing.
+
+        What the disk does not give just now is not nothing: zarr would fill its place.
+        """
         path = self._inside(key)
         try:
-            if not os.path.isfile(path):  # noqa: PTH113 - a pipe would never end
+            if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - a pipe would never end
                 return None
-            with Path(path).open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                first, stop = (0, None) if part is None else part
-                first = max(0, size + first) if first < 0 else first
-                wanted = max(0, min(size, stop or size) - first)
-                if wanted > most:
-                    raise OSError(f"{key} has {wanted} bytes, more than the {most} that can be")
-                file.seek(first)
-                return file.read(wanted)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+            self._was_there = True
+            return _content(path, key, most, part)
+        except OSError as error:
+            if error.errno not in _NOTHING:
+                raise
+        if self._was_there and not exists(self._root):
+            raise OSError(errno.ESTALE, "the store has gone", self._root)
+        return None
 
     def children(self, path: str) -> list[str]:
         """Return the names of the folders directly below a path, in order."""
@@ -106,13 +126,13 @@ class Folder:
     def marks(self, path: str, most: int) -> Iterator[str]:
         """Yield names, sizes and times of files; beyond `most` only their folders' times."""
         top, left = Path(self._inside(path)), most
-        for base, folders, files in os.walk(top):
+        for base, folders, files in os.walk(top, onerror=_raise):
             folders.sort()
             inside = Path(base)
             yield str(inside.relative_to(top))
             for name in sorted(files)[: max(0, left)]:
-                stat = (inside / name).stat(follow_symlinks=False)
-                yield f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}"
+                found = (inside / name).stat(follow_symlinks=False)
+                yield f"{name}\0{found.st_size}\0{found.st_mtime_ns}"
             left -= len(files)
             if left < 0:
                 yield f"{inside.stat().st_mtime_ns}\0{len(files)}"
