@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from contextlib import closing
 from pathlib import Path
@@ -563,6 +564,74 @@ def test_all_workers_go_and_another_comes(models, tmp_path, environment, monkeyp
         changing.join()
     assert "127.0.0.3" in {host_of(spans.worker) for spans in reports}
     assert np.array_equal(mask(tmp_path / "x.zarr"), mask(tmp_path / "expected.zarr"))
+
+
+def test_a_mask_is_finished_without_workers(scene, models, tmp_path, environment, monkeypatch):
+    """An adaptive cluster sends them away when the last block is made; the export needs none."""
+    for module in (cluster, executor):
+        monkeypatch.setattr(module, "LOOK", 0.2)
+    monkeypatch.setattr(launch, "_GRACE", 0.3)
+    export = large.export
+    with clusters.cluster(tmp_path / "dask", environment) as found:
+        worker = found.worker()
+
+        def alone(document, spec, read, *arguments, **options):
+            worker.kill()
+            worker.wait()
+            wait_for(lambda: not addresses(found))
+
+            def slow(window):
+                for _ in range(6):
+                    time.sleep(0.25)
+                    pixels = read(window)
+                return pixels
+
+            return export(document, spec, slow, *arguments, **options)
+
+        monkeypatch.setattr(large, "export", alone)
+        segment(scene, tmp_path / "x.tif", models / "positional.onnx", scheduler=found.address)
+    assert (tmp_path / "x.tif").is_file()
+
+
+def test_a_worker_that_is_lost_while_it_chooses(scene, models, tmp_path, environment, monkeypatch):
+    for module in (cluster, executor):
+        monkeypatch.setattr(module, "LOOK", 0.1)
+    monkeypatch.setattr(launch, "_GRACE", 1.0)
+    with clusters.cluster(tmp_path / "dask", environment) as found:
+        worker = found.worker()
+        submit = cluster._Dask.submit
+
+        def lose(self, function, *arguments, **options):
+            if function is cluster.choose_here:
+                worker.kill()
+                worker.wait()
+                wait_for(lambda: not addresses(found))
+            return submit(self, function, *arguments, **options)
+
+        monkeypatch.setattr(cluster._Dask, "submit", lose)
+        with pytest.raises(ClusterError, match="are gone"):
+            segment(scene, tmp_path / "x.zarr", models / "positional.onnx", scheduler=found.address)
+
+
+TWICE = """
+import sys
+from pathlib import Path
+from tilenet.api import predict
+from tilenet.config import PredictConfig
+
+source, out, model = sys.argv[1:]
+config = PredictConfig(model=model, tile=32, overlap=16, chunk=16, block=16, precision="fp32")
+for name in ("a.zarr", "b.zarr"):
+    assert predict([Path(source)], Path(out) / name, config).runs[0].blocks > 256
+"""
+
+
+def test_a_process_may_run_twice(scene, models, tmp_path, environment):
+    """Dask's defaults, which come with its import, are there for the second run too."""
+    line = [sys.executable, "-W", "error", "-c", TWICE, scene, tmp_path, models / "pointwise.onnx"]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert np.array_equal(mask(tmp_path / "a.zarr"), mask(tmp_path / "b.zarr"))
 
 
 # -- what it shows

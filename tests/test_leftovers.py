@@ -8,13 +8,15 @@ import zarr
 from crashes import Crash, crash, run
 from rasters import picture, write_tif
 
-from tilenet import durable, mask_api
+from tilenet import durable, mask_api, watchdog
 from tilenet.api import predict
 from tilenet.config import PredictConfig
 from tilenet.engine import large, output, pack
-from tilenet.engine.runfolder import PLAN, STORE, run_folder
+from tilenet.engine.journal import Journal
+from tilenet.engine.runfolder import PLAN, STORE, STRIPS, run_folder
 from tilenet.errors import OutputError, ResourceError
 from tilenet.predicting import asking
+from tilenet.sources import open_raster
 
 ALL = 12
 
@@ -294,3 +296,34 @@ def test_torch_keeps_its_threads(tmp_path, monkeypatch, several):
         with pytest.raises(Crash):
             predict([scene.parent if several else scene], out.parent if several else out, config)
     assert [plan.setup.threads for plan in seen] == [3]
+
+
+def test_a_block_that_was_lost_and_not_noted_is_made(source, model, whole, tmp_path, monkeypatch):
+    """Its neighbours get their answers too: the run ended between the mark and the journal."""
+    out = tmp_path / "x.zarr"
+    append = Journal.append
+
+    def some(self, records):
+        if len(self.blocks) >= 2:
+            raise Crash
+        append(self, records)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", some)
+        with pytest.raises(Crash):
+            run(source, out, model)
+    (run_folder(out) / STRIPS / "5.lost").touch()
+    assert run(source, out, model).blocks_resumed >= 2
+    assert files(out) == whole("x.zarr")
+
+
+def test_the_last_look_at_the_source_is_watched(source, model, tmp_path, monkeypatch):
+    late = []
+
+    def look(path, view):
+        late.extend(one for _, _, one in watchdog._reads.values())
+        return open_raster(path, view)
+
+    monkeypatch.setattr(large, "open_raster", look)
+    run(source, tmp_path / "x.zarr", model)
+    assert late == [str(source)]

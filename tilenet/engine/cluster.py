@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import queue
 import socket
 import time
 import uuid
@@ -29,6 +30,7 @@ from tilenet.engine.executor import (
     Executor,
     WorkersDied,
     forwards_on,
+    next_done,
     threads_on,
 )
 from tilenet.engine.launch import HERE, start
@@ -193,6 +195,8 @@ class _Dask:
         now = time.monotonic()
         if now - self._looked < LOOK:
             return
+        if now - self._looked > 2 * LOOK:  # nobody looked: workers may have gone for want of work
+            self._alive = now
         self._looked = now
         try:
             alive = self._client.status == "running" and self._follow()
@@ -204,6 +208,9 @@ class _Dask:
             self._alive = now
         elif now - self._alive > self._grace:
             raise ClusterError("the workers or the scheduler are gone", "--scheduler", _RESUMES)
+
+    def check_wanted(self) -> None:
+        pass
 
     def handed_out(self) -> None:
         pass
@@ -225,8 +232,10 @@ class _Dask:
 
     def choose(self, files: ModelFiles, wanted: Wanted) -> Sizes:
         sizes: Sizes
+        done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.submit(choose_here, files, wanted).add_done_callback(done.put)
         try:
-            sizes, version = self.result(self.submit(choose_here, files, wanted))
+            sizes, version = self.result(next_done(done, self))
         except WorkersDied as error:
             raise ResourceError(
                 "workers died where they tried the network", files.weights,

@@ -93,6 +93,9 @@ class Executor(Protocol):
     def check(self) -> None:
         """Raise ClusterError if the workers have been gone for some time."""
 
+    def check_wanted(self) -> None:
+        """Raise if nobody waits for this run any more; it needs no workers just now."""
+
     def handed_out(self) -> None:
         """Note that a run has started its last forward."""
 

@@ -235,10 +235,19 @@ class Journal(Tally):
                 self._note(new[block], len(line))
             self._after(new.values())
 
+    def _lines(self) -> Iterator[bytes]:
+        for block in sorted(self._places):
+            start, length = self._places[block]
+            yield os.pread(self._fd, length, start)
+
+    def records(self) -> Iterator[BlockRecord]:
+        """Yield all records in block order."""
+        for record, _ in _whole_records(self._lines()):
+            yield record
+
     def dump(self) -> bytes:
         """Return all records in block order, the same bytes for any order of work."""
-        places = (self._places[block] for block in sorted(self._places))
-        return b"".join(os.pread(self._fd, length, start) for start, length in places)
+        return b"".join(self._lines())
 
     def __enter__(self) -> Journal:
         return self

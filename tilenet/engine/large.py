@@ -19,7 +19,7 @@ from tilenet.engine.admission import revoke
 from tilenet.engine.decided import files_of
 from tilenet.engine.document import Finished, encode_document, plan_document
 from tilenet.engine.executor import Executor
-from tilenet.engine.journal import UPPER, BlockRecord, Journal, decode, drop, records_of
+from tilenet.engine.journal import UPPER, BlockRecord, Journal, drop, records_of
 from tilenet.engine.leftovers import remove_leftovers
 from tilenet.engine.lost import mark_lost
 from tilenet.engine.meter import Meter
@@ -48,6 +48,7 @@ from tilenet.errors import OutputError, ResourceError, convert_errors
 from tilenet.geometry import Window
 from tilenet.sinks import MaskStore
 from tilenet.sources import open_raster
+from tilenet.watchdog import watched
 
 __all__ = [
     "JOURNAL",
@@ -141,7 +142,9 @@ def set_up(plan: Plan, out: Path, folder: Path, *, overwrite: bool = False) -> P
 
 def check_unchanged(plan: Plan) -> None:
     """Raise unless the source is what was planned."""
-    now = open_raster(plan.raster.path, plan.raster.view).info
+    # A mosaic opens all its scenes.
+    with watched(plan.raster.path, plan.read_timeout * max(1, len(plan.raster.scenes))):
+        now = open_raster(plan.raster.path, plan.raster.view).info
     if now.fingerprint != plan.raster.fingerprint:
         raise OutputError(
             "the source changed while it was read",
@@ -224,8 +227,9 @@ def _run(
             check_unchanged(plan)
             owner.check()
             done = _finish(
-                plan, folder, out, journal, executor.check, overwrite=overwrite, copy=copy
-            )
+                plan, folder, out, journal, executor.check_wanted,
+                overwrite=overwrite, copy=copy,
+            )  # fmt: skip
         remove_run_folder(folder)
     return LargeResult(done, resumed, meter)
 
@@ -272,13 +276,13 @@ def _journal(plan: Plan, folder: Path, owner: Owner, copy: Copy | None) -> Itera
     after = _nothing if copy is None else partial(copy.take, store.root)
     with Journal(folder / JOURNAL, owner.check, after) as journal:
         if copy is not None:
-            copy.take(store.root, decode(journal.dump())[0])
+            copy.take(store.root, journal.records())
         for path in journals(folder):
             if path.name != JOURNAL:
                 for records in batched(records_of([path]), _MERGED):
                     journal.append(records)
         remove_leftovers(folder, plan.lattice, journal.blocks)
-        mark_lost(folder, journal.invalid)
+        mark_lost(folder, journal.invalid, range(plan.lattice.blocks))
         yield journal
 
 
@@ -350,7 +354,7 @@ def _finish(
             partial(read, "mask"),
             partial(read, "prob"),
             out,
-            decode(journal.dump())[0],
+            journal.records(),
             overwrite=overwrite,
         )
     return done

@@ -18,14 +18,31 @@ from tilenet.sinks import MaskStore
 __all__ = ["is_lost", "lose_block", "mark_lost"]
 
 
-def mark_lost(folder: Path, invalid: Iterable[Invalid]) -> None:
+def mark_lost(folder: Path, invalid: Iterable[Invalid], own: range) -> None:
     """Note in a run folder the blocks that can never be forwarded, so that nobody waits for them.
 
     Their own pixels have no answer, nor have those of their neighbours that their tiles reach.
+
+    Parameters
+    ----------
+    folder : Path
+        The run folder.
+    invalid : iterable of Invalid
+        What the journals list.
+    own : range
+        Blocks that nobody else works on. A mark of one that no journal lists is of a run that ended
+        before it was noted: the block is made.
     """
-    for one in invalid:
-        if one.why == KILLS:
-            (folder / STRIPS / f"{one.block}.lost").touch()
+    lost = {one.block for one in invalid if one.why == KILLS}
+    for path in (folder / STRIPS).glob("*.lost"):
+        if int(path.stem) in own and int(path.stem) not in lost:
+            path.unlink()
+    for block in lost:
+        _mark(folder, block)
+
+
+def _mark(folder: Path, block: int) -> None:
+    (folder / STRIPS / f"{block}.lost").touch()
 
 
 def is_lost(folder: Path, block: int) -> bool:
@@ -47,5 +64,5 @@ def lose_block(folder: Path, plan: Plan, block: int) -> BlockRecord:
         mask, probabilities, nothing, nothing, {}, 0, len(rows) * len(cols), 0, ((core, KILLS),)
     )
     record = record_of(block, done, stored, len(spec.classes))
-    mark_lost(folder, record.invalid)
+    _mark(folder, block)
     return record

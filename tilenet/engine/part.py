@@ -103,7 +103,9 @@ def _run(plan: Plan, out: Path, part: Part, executor: Executor, progress: Progre
         return LargeResult(_figures(made, part), resumed, made.meter, missing)
 
     def finish() -> LargeResult:
-        return LargeResult(complete(made.plan, out, folder, executor.check), resumed, made.meter)
+        return LargeResult(
+            complete(made.plan, out, folder, executor.check_wanted), resumed, made.meter
+        )
 
     return replace(_unless_done(finish, made.plan, out), resumed=resumed, meter=made.meter)
 
@@ -121,7 +123,7 @@ def _make(
         durable.write(folder / file, plan.dump())
         own = part.range_of(plan.lattice.blocks)
         found = _tally(folder)
-        mark_lost(folder, found.invalid)
+        mark_lost(folder, found.invalid, own)
         progress(sum(plan.lattice.core(block).pixels for block in found.blocks & set(own)))
         share = Share(own, frozenset(found.blocks), file)
         with Journal(folder / journal_file, owner.check) as journal:

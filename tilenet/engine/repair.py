@@ -173,7 +173,8 @@ def _make_blocks(
     if not blocks:
         return
     (folder / STRIPS).mkdir(exist_ok=True)
-    mark_lost(folder, [one for record in found.records for one in record.invalid])
+    lost = [one for record in found.records for one in record.invalid]
+    mark_lost(folder, lost, range(plan.lattice.blocks))
     raster = Raster(plan.raster, open_handle, area=plan.area)
     worker = Worker(folder, plan, raster, bench.store)
     for block in blocks:

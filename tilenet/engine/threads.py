@@ -49,6 +49,9 @@ class Threads:
     def check(self) -> None:
         """Do nothing: threads do not go away."""
 
+    def check_wanted(self) -> None:
+        """Do nothing: the run is."""
+
     def handed_out(self) -> None:
         """Do nothing: what is next needs no room to be made."""
 

@@ -74,9 +74,12 @@ class _Run:
         return found
 
     def check(self) -> None:
+        self.check_wanted()
+        self.shared.check()
+
+    def check_wanted(self) -> None:
         if self.stop.is_set():
             raise _Stopped
-        self.shared.check()
 
     def handed_out(self) -> None:
         self.events.put((self, "handed out", None))
