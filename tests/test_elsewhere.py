@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import http.server
+import threading
+
 import numpy as np
 import pytest
 import rasterio
@@ -52,7 +55,7 @@ def test_another_content_is_another_fingerprint(served):
 
 def test_what_is_not_there(served):
     _, address, _ = served
-    with pytest.raises(InputError, match=r"cannot|not a raster"):
+    with pytest.raises(InputError, match="the server answers 404"):
         open_raster(f"{address}/b.tif", ALLOWED)
 
 
@@ -66,6 +69,32 @@ def test_a_server_that_goes_away_loses_no_pixels(served):
     with rasterio.Env(), pytest.raises(ResourceError, match="rerun resumes"):
         raster.read(Window(0, 0, 600, 800), np.zeros(3), damaged)
     assert damaged == []
+
+
+class _Overloaded(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_error(503)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("what", ["overloaded", "gone"])
+def test_a_server_that_does_not_answer_is_not_a_bad_file(what, monkeypatch):
+    """Opening a file too: of a thousand scenes most are opened while the run is under way."""
+    monkeypatch.setenv("GDAL_HTTP_MAX_RETRY", "0")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Overloaded) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        address = f"http://127.0.0.1:{server.server_port if what == 'overloaded' else 9}"
+        serving.start()
+        try:
+            with pytest.raises(ResourceError, match=r"the server .*a rerun resumes"):
+                open_raster(f"{address}/a.tif", ALLOWED)
+        finally:
+            server.shutdown()
+            serving.join()
 
 
 def test_a_vrt_needs_the_flag(tmp_path):

@@ -109,7 +109,7 @@ def test_a_mask_is_the_same_from_a_bucket(bucket, tmp_path, models, cli):
     many = cli("predict", "s3://bucket/some/a.zarr", "s3://bucket/b", "s3://bucket/none",
                "-o", tmp_path / "all", *flags)  # fmt: skip
     assert many.code == 7
-    assert "does not exist.; s3://bucket/none" in many.err
+    assert "no such object; s3://bucket/none; check the name" in many.err
     assert len(list((tmp_path / "all").glob("[ab].png"))) == 2
     said = json.loads(cli("info", "s3://bucket/b", "--allow-remote", "--json").out)
     assert (said["driver"], said["bands"], said["native_block"]) == ("zarr", 3, [32, 32])
@@ -119,6 +119,13 @@ def test_a_worker_opens_it_again(bucket, tmp_path):
     upload(bucket, stores.ome(tmp_path / "a.zarr", PIXELS), "a.zarr/")
     raster = pickle.loads(pickle.dumps(open_raster("s3://bucket/a.zarr", ALLOWED)))
     assert np.array_equal(raster.read(Window(0, 0, 150, 170), np.zeros(3))[0], PIXELS)
+
+
+def test_a_variable_is_not_chosen_in_vain(bucket, tmp_path):
+    cog = write_tif(tmp_path / "a.tif", PIXELS, georeferenced=True)
+    obstore.put(bucket, "a.tif", cog.read_bytes())
+    with pytest.raises(InputError, match="no variables to choose from"):
+        open_raster(named("s3://bucket/a.tif"), View(variable="image", allow_remote=True))
 
 
 def test_variables_are_found_by_listing(bucket, tmp_path):

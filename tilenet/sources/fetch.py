@@ -17,6 +17,7 @@ __all__ = ["MOST", "ask", "fetch"]
 MOST = 16 << 20
 """Bytes of a document that anybody would write."""
 _PATIENCE = 60.0
+_SERVERS_FAULT = 500  # and what is above: it may be well again
 
 
 def ask(url: str, headers: dict[str, str] | None = None) -> AbstractContextManager[HTTPResponse]:
@@ -34,6 +35,10 @@ def ask(url: str, headers: dict[str, str] | None = None) -> AbstractContextManag
     try:
         answer: HTTPResponse = urllib.request.urlopen(request, timeout=_PATIENCE)  # noqa: S310 - so
     except urllib.error.HTTPError as error:
+        if error.code >= _SERVERS_FAULT:
+            raise ResourceError(
+                f"the server answers {error.code} {error.reason}", place.url, "a rerun resumes"
+            ) from error
         raise InputError(f"the server answers {error.code} {error.reason}", place.url, "check it") \
             from error  # fmt: skip
     except (OSError, HTTPException) as error:

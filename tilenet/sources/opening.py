@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tilenet.sources.raster import Handle, Raster
 from tilenet.sources.rasterinfo import Found, RasterInfo, settled
 from tilenet.sources.remote import RemoteName, is_remote, require_permission
 from tilenet.sources.view import View
-from tilenet.sources.vsi import checked_name
+from tilenet.sources.vsi import checked_name, remote_fingerprint
 from tilenet.strangers import exists, is_file, is_store
 
 __all__ = ["grid_of", "open_handle", "open_raster"]
@@ -82,8 +83,7 @@ def open_raster(
         return Raster(settled(store.find(name, view, checked=checked), view), open_handle)
     if head.startswith(b"{") and stac.is_item(name):
         return _pointing("a STAC item", name, view)
-    if view.variable is not None:
-        raise InputError("has no variables to choose from", name, "leave --variable out")
+    _check_no_variable(name, view)
     if tileindex.is_index(name):
         return _pointing("a tile index", name, view)
     if slide.is_slide(name, head):
@@ -107,6 +107,11 @@ def _head(name: str) -> bytes | None:
     if is_store(name):
         return None
     if not is_file(name):
+        try:
+            os.scandir(name).close()
+        except OSError as error:
+            if not isinstance(error, NotADirectoryError):
+                raise InputError(f"cannot be read: {error.strerror}", name, "mend it") from error
         raise InputError("not a regular file", name, "give a raster or a folder of rasters")
     try:
         with Path(name).open("rb", buffering=0) as file:
@@ -117,6 +122,11 @@ def _head(name: str) -> bytes | None:
         raise InputError(f"cannot be read: {error.strerror}", name, "check the file") from error
 
 
+def _check_no_variable(name: str, view: View) -> None:
+    if view.variable is not None:
+        raise InputError("has no variables to choose from", name, "leave --variable out")
+
+
 def _remote(name: RemoteName, view: View, *, checked: bool) -> Raster:
     """Open a raster that lies elsewhere."""
     require_permission(name, view.allow_remote)
@@ -124,6 +134,7 @@ def _remote(name: RemoteName, view: View, *, checked: bool) -> Raster:
         return _pointing("a STAC item", name.url, view)
     if name.scheme and store.is_remote_store(name):
         return Raster(settled(store.find(name.url, view, checked=checked), view), open_handle)
+    _check_no_variable(name.url, view)
     url = checked_name(name)
     return _by_gdal(url, _dataset(url, view), view, checked=checked, keep_open=False)
 
@@ -154,7 +165,9 @@ def _dataset(name: str, view: View) -> Any:
         with gdal.environment(elsewhere=elsewhere, distant=is_remote(name)):
             return gdal.open_dataset(name, 0, elsewhere=elsewhere)
     except Exception as error:  # GDAL's own classes are neither RasterioError nor OSError
-        if not elsewhere and _is_vrt(name):
+        if is_remote(name):
+            remote_fingerprint(name)  # says if it is the server that does not answer
+        elif not elsewhere and _is_vrt(name):
             raise _points("a VRT", name) from error
         raise InputError(
             f"not a raster that can be read: {error}", name, "check the file"
