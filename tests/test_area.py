@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
+import stores
 import zarr
 from pyproj import Transformer
 from rasterio.control import GroundControlPoint
@@ -730,6 +732,23 @@ def test_a_slide_of_80_percent_glass(cli, models, tmp_path):
     area, found = kept(info, within="auto")
     assert area == kept(info, within="auto")[0]
     assert np.array_equal(found, mask != 255)
+
+
+def test_tissue_of_a_variable_among_others(tmp_path):
+    tissue = ellipse(400, 500, 200, 220, 100, 120)
+    found = stores.dataset(slide(400, 500, tissue), clouds=(("y", "x"), np.zeros((400, 500), "u1")))
+    path = stores.write(tmp_path / "a.zarr", found)
+    _, seen = kept(open_raster(path, View(variable="image")).info, within="auto")
+    assert seen[tissue].all()
+    assert seen.mean() < 0.6
+
+
+def test_tissue_of_a_slide_that_points_elsewhere(tmp_path):
+    tissue = ellipse(400, 500, 200, 220, 100, 120)
+    source = write_tif(tmp_path / "a.tif", slide(400, 500, tissue))
+    rasterio.shutil.copy(str(source), str(tmp_path / "a.vrt"), driver="VRT")
+    _, seen = kept(open_raster(tmp_path / "a.vrt", View(allow_remote=True)).info, within="auto")
+    assert np.array_equal(seen, kept(open_raster(source).info, within="auto")[1])
 
 
 PLAIN = {

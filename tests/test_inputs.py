@@ -1,5 +1,6 @@
 """Which rasters names stand for: folders, patterns that no shell expanded, manifests."""
 
+import errno
 import io
 import json
 import os
@@ -9,7 +10,7 @@ import pytest
 from rasters import picture, write_image
 
 from tilenet.errors import InputError
-from tilenet.sources import RemoteName, find_inputs, read_manifest
+from tilenet.sources import RemoteName, find_inputs, open_raster, read_manifest
 
 # rasterio says so of every plain image that is opened; that is what these are.
 pytestmark = pytest.mark.filterwarnings(
@@ -147,3 +148,21 @@ def test_no_input_at_all(cli, models, tmp_path):
     done = cli(*line(models, tmp_path / "m"))
     assert done.code == 2
     assert "name rasters or folders, or give --manifest" in done.err
+
+
+def test_a_folder_that_does_not_read_is_not_passed_over(tmp_path, monkeypatch):
+    """Nobody else would miss what lies in it. (Root may read any: the system's answer is made.)"""
+    for name in ("open/a.png", "closed/b.png", "lost+found/c.png"):
+        write_image(tmp_path / "in" / name, picture(8, 8))
+    look = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = [one.path for one in find_inputs([tmp_path / "in"], tmp_path / "out")]
+    assert found == sorted([tmp_path / "in/closed", tmp_path / "in/open/a.png"])
+    with pytest.raises(InputError, match=r"cannot be read: Permission denied; .*closed"):
+        open_raster(tmp_path / "in/closed")

@@ -5,6 +5,7 @@ import sys
 
 import geopandas
 import numpy as np
+import pyogrio
 import pytest
 import rasterio
 import shapely
@@ -91,6 +92,34 @@ def test_sorted_as_gdal_does(index, tmp_path, down):
     assert np.array_equal(pixels, by_gdal(path))
     on_top = 255 - PIXELS[:, 50:100, 80:200] if not down else PIXELS[:, 50:100, 80:200]
     assert np.array_equal(pixels[:, 50:100, 80:200], on_top)
+
+
+@pytest.mark.parametrize("down", [False, True])
+def test_sorted_as_its_metadata_say(index, tmp_path, down):
+    path = tmp_path / "x.gti.gpkg"
+    said = {"SORT_FIELD": "date"} | ({"SORT_FIELD_ASC": "NO"} if down else {})
+    pyogrio.write_dataframe(index, path, layer="tiles", layer_metadata=said)
+    pixels, _ = whole(path)
+    assert np.array_equal(pixels, by_gdal(path))
+    on_top = 255 - PIXELS[:, 50:100, 80:200] if not down else PIXELS[:, 50:100, 80:200]
+    assert np.array_equal(pixels[:, 50:100, 80:200], on_top)
+
+
+def test_metadata_that_are_not_followed_are_refused(index, tmp_path):
+    path = tmp_path / "x.gti.gpkg"
+    said = {"RESX": "5", "DESCRIPTION": "tiles", "BAND_1_NODATA": "0"}
+    pyogrio.write_dataframe(index, path, layer="tiles", layer_metadata=said)
+    with pytest.raises(InputError, match="sets BAND_1_NODATA, RESX, which is not followed"):
+        open_raster(path, ALLOWED)
+
+
+def test_a_sort_field_that_is_not_always_there(index, tmp_path):
+    """What has none lies below, as it comes first in SQL."""
+    index["date"] = ["2026-03-01", None, "2026-01-01"]
+    written(index, tmp_path / "x.gpkg")
+    more = "<IndexLayer>tiles</IndexLayer><SortField>date</SortField>"
+    pixels, _ = whole(xml(tmp_path / "x.gti", tmp_path / "x.gpkg", more))
+    assert np.array_equal(pixels[:, 50:100, 80:200], 255 - PIXELS[:, 50:100, 80:200])
 
 
 def test_a_gap_has_no_answer_which_gdal_reads_as_zeros(index, tmp_path):

@@ -62,13 +62,21 @@ def _is_mask(path: Path) -> bool:
 
 
 def _rasters(folder: Path) -> Iterator[Path]:
-    """Yield files with known endings, and Zarr stores, but nothing that lies in these."""
-    for base, folders, files in os.walk(folder):
+    """Yield files with known endings, and Zarr stores, but nothing that lies in these.
+
+    A folder that does not read is yielded itself: nobody else would miss what lies in it.
+    """
+    closed: list[Path] = []
+    for base, folders, files in os.walk(folder, onerror=lambda e: closed.append(Path(e.filename))):
         inside = Path(base)
         yield from (inside / name for name in files if Path(name).suffix.lower() in SUFFIXES)
         stores = [name for name in folders if is_store(inside / name)]
         yield from (inside / name for name in stores)
-        folders[:] = [name for name in folders if name not in stores and not name.startswith(".")]
+        folders[:] = [
+            name for name in folders
+            if name not in (*stores, "lost+found") and not name.startswith(".")
+        ]  # fmt: skip
+    yield from closed
 
 
 def _in_folder(folder: Path, out: Path, *, allow_none: bool = False) -> list[Input]:

@@ -70,7 +70,15 @@ def _slide_view(info: RasterInfo) -> View:
     coarser = min(_TIMES, longer / _LEAST) if mpp is None else _COARSE / mpp
     # In units of its own pixels, so that a file that tells no micrometres can be seen as well.
     factor = max(1.0, coarser, longer / _SIDE)
-    return View(bands=(1, 2, 3), source_mpp=1.0, mpp=factor, plane=info.view.plane)
+    return replace(_anyhow(info.view), bands=(1, 2, 3), source_mpp=1.0, mpp=factor)
+
+
+def _anyhow(view: View) -> View:
+    """Return a view without what it says of the resolution."""
+    return replace(
+        view, level=None, mpp=None, resolution=None, source_mpp=None, like=None,
+        trained_mpp=None, trained_resolution=None,
+    )  # fmt: skip
 
 
 def _full_mpp(info: RasterInfo) -> float | None:
@@ -108,8 +116,7 @@ def _find_data(info: RasterInfo, timeout: float) -> NDArray[np.bool_] | None:
     small = [k for k, size in enumerate(info.levels) if k and max(size) <= _SIDE]
     if not small or (info.validity == "all" and np.dtype(info.dtype).kind != "f"):
         return None  # every block is asked itself
-    view = replace(View(), bands=info.bands, level=small[0], plane=info.view.plane)
-    _, valid = _read(info, view, timeout)
+    _, valid = _read(info, replace(_anyhow(info.view), level=small[0]), timeout)
     return None if valid.all() else _grown(valid, _MAP_GROWN)
 
 
