@@ -304,6 +304,23 @@ class TestReaders:
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_chunk_is_left_out_only_where_its_value_is_stated(tmp_path, zarr_format):
+    """Of chunks that are not there and have no fill value, readers may make what they like."""
+    spec = make_spec("plain", zarr_format, channels=("a",))
+    store = MaskStore(tmp_path / "m", spec)
+    store.create()
+    store.write("mask", np.full((HEIGHT, WIDTH), 255, np.uint8), 0, 0)
+    store.write("prob", np.zeros((1, HEIGHT, WIDTH), np.uint8), 0, 0)
+    for name, layout in spec.layouts.items():
+        array = zarr.open_array(store.root / name, mode="r", zarr_format=zarr_format)
+        stored = [path for path in (store.root / name).rglob("[0-9]*") if path.is_file()]
+        stated = zarr_format == 3 or name != "prob"
+        assert (array.metadata.fill_value is not None) == stated
+        chunks = -(-layout.shape[-1] // CHUNK) * -(-layout.shape[-2] // CHUNK)
+        assert len(stored) == (0 if stated else chunks)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
 class TestStore:
     def test_reads_what_was_written(self, tmp_path, zarr_format):
         store = make_store(tmp_path / "m", make_spec("utm", zarr_format, channels=("a", "b")))

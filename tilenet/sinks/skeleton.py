@@ -152,14 +152,12 @@ def _chunk_path(zarr_format: ZarrFormat, name: str) -> str:
 
 
 def _pixels(spec: MaskSpec, group: zarr.Group, name: str, layout: ArrayLayout, factor: int) -> None:
-    v2 = spec.zarr_format == 2
     group.create_array(
         name,
         shape=layout.shape,
         chunks=layout.chunks,
         dtype="uint8",
-        # xarray reads a format-2 fill value as NaN: right for 255, not for a probability of 0.
-        fill_value=None if v2 and name == "prob" else layout.fill,
+        fill_value=spec.stated_fill(layout),
         attributes=array_attributes(spec, layout, factor),
         **_storage(spec, layout.dimensions),
     )

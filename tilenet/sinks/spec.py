@@ -124,6 +124,14 @@ class MaskSpec:
             levels.append((f"ovr_{factor}x{inner}", factor, height, width))
         return levels
 
+    def stated_fill(self, layout: ArrayLayout) -> int | None:
+        """Return what the metadata say that a chunk is which is not stored; None if nothing.
+
+        xarray reads a fill value of format 2 as NaN: right for 255, not for a probability of 0.
+        Where none is stated, every chunk is stored: the specification leaves others undefined.
+        """
+        return None if self.zarr_format == 2 and layout.path == "prob" else layout.fill
+
     @property
     def layouts(self) -> dict[str, ArrayLayout]:
         """The pixel arrays by path: every level of the mask, and `prob` if there are channels."""

@@ -209,7 +209,7 @@ class MaskStore:
         prefix = () if self.spec.zarr_format == 2 else ("c",)
         path = "/".join((layout.path, *prefix, *map(str, index)))
         file = self.root / path
-        if bool((block == layout.fill).all()):
+        if self.spec.stated_fill(layout) is not None and bool((block == layout.fill).all()):
             try:
                 file.unlink()
             except FileNotFoundError:
