@@ -149,3 +149,54 @@ def test_values_that_need_no_word(cli, masks, classes, tmp_path, values):
     truth = write(tmp_path / "t.tif", np.array(values, np.uint8)[classes])
     _, lines = evaluated(cli, masks / "m.tif", truth)
     assert lines == []
+
+
+@pytest.mark.parametrize("pred", ["m.zarr", "m.tif"])
+def test_a_mask_agrees_with_itself_in_any_format(cli, masks, pred):
+    """Its colours are in another order than its classes."""
+    found, lines = evaluated(cli, masks / pred, masks / "m.tif")
+    assert lines == []
+    assert found["accuracy"] == 1
+    assert [(one["name"], one["dice"]) for one in found["classes"]] == [
+        ("class 0", 1), ("class 1", 1), ("class 2", 1)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("pred", ["m.zarr", "m.tif"])
+def test_truth_in_which_a_class_is_missing(cli, masks, classes, tmp_path, pred):
+    truth = write(tmp_path / "t.tif", np.where(classes == 1, 255, classes))
+    found, lines = evaluated(cli, masks / pred, truth)
+    assert (lines, found["accuracy"]) == ([], 1)
+
+
+def test_a_palette_for_the_truth(cli, masks, classes, tmp_path):
+    truth = write(tmp_path / "t.tif", np.array([7, 9, 8], np.uint8)[classes])
+    palette = tmp_path / "p.toml"
+    for text in ('7 = "a"\n9 = "b"\n8 = "c"', '8 = "class 2"\n9 = "class 1"\n7 = "class 0"'):
+        palette.write_text(text)
+        line = ("--pred", masks / "m.tif", "--truth", truth, "--palette", palette, "--json")
+        done = cli("evaluate", *line)
+        assert (done.code, done.err) == (0, "")
+        assert json.loads(done.out)["accuracy"] == 1
+
+
+def test_folders_in_folders(cli, masks, classes, tmp_path):
+    """Equal names in two folders are two masks; probabilities are none."""
+    wrong = (classes + 1) % 3
+    for folder, name, values in (
+        ("pred/p1", "a.tif", classes), ("pred/p2", "a.tif", classes),
+        ("truth/p1", "a_mask.tif", classes), ("truth/p2", "a_mask.tif", wrong),
+        ("truth/p2", "a.tif", classes),
+    ):  # fmt: skip
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        write(tmp_path / folder / name, values)
+    write(tmp_path / "pred/p1/a.prob.tif", classes)
+    found, _ = evaluated(cli, tmp_path / "pred", tmp_path / "truth")
+    assert [(one["image"], one["accuracy"]) for one in found["per_image"]] == [
+        ("p1/a", 1), ("p2/a", 0)
+    ]  # fmt: skip
+    found, _ = evaluated(cli, tmp_path / "pred/p1", tmp_path / "truth/p1")
+    assert [one["image"] for one in found["per_image"]] == ["a"]
+    (tmp_path / "truth/p1").rename(tmp_path / "truth/p3")
+    done = cli("evaluate", "--pred", tmp_path / "pred", "--truth", tmp_path / "truth")
+    assert (done.code, "several masks are called a" in done.err) == (3, True)

@@ -17,13 +17,14 @@ from tilenet.training.datasets import TrainWindows, ValWindows, WindowReader
 from tilenet.training.images import ImageRef
 from tilenet.training.intake import take_in
 from tilenet.training.labels import MaskFile
+from tilenet.training.metrics import Scores
 from tilenet.training.palette import Palette
 from tilenet.training.pieces import pieces
 from tilenet.training.result import draft_card
 from tilenet.training.samples import Sample
 from tilenet.training.sampling import Places, validation_windows
 from tilenet.training.schedule import Schedule
-from tilenet.training.survey import survey_part
+from tilenet.training.survey import PartSurvey, survey_part
 from tilenet.training.vectors import Grid
 
 SMALL = {
@@ -143,13 +144,26 @@ def test_windows_beyond_a_block_are_reflected_from_inside_it(tmp_path):
     reader = WindowReader([block], Card)
     _, labels = reader.read(0, Window(224, 224, 64, 64))
     assert (labels[0] == 1).all()  # pixel 256 and beyond is held out
-    windows = validation_windows([block], 100, 99)
+    windows = validation_windows([block], found, 100, 99)
     items = [ValWindows(reader, [block], windows)[k] for k in range(len(windows))]
     counted = sum(int((item["target"] != 255).sum()) for item in items)
     assert counted == 256 * 256  # every pixel once, none twice
     item = TrainWindows(reader, Places([block], found, 0.5), config, 3)[1]
     again = TrainWindows(reader, Places([block], found, 0.5), config, 9)[1]
     assert torch.equal(item["image"], again["image"])  # a function of seed and index alone
+
+
+def test_validation_looks_where_something_is_labelled(tmp_path):
+    sample, _ = rare(tmp_path)
+    nothing = PartSurvey(1, 1, np.zeros(2), 0, np.zeros(1), np.ones(1), (), ())
+    cells = np.zeros((8, 8, 2), np.int32)
+    cells[5, 2, 1] = 7
+    survey = replace(nothing, cells=(cells,), cell_sides=(64,))
+    found = validation_windows([sample], survey, 64, 256)
+    assert found == [(0, Window(320, 128, 64, 64))]
+    assert len(validation_windows([sample], survey, 80, 256)) == 2  # the cell reaches into two
+    assert np.isnan(Scores(np.zeros((2, 3), np.int64)).object_dice)
+    assert Scores(np.array([[4, 0, 0], [0, 0, 0]])).object_dice == 1.0
 
 
 def test_schedules():

@@ -7,10 +7,14 @@ from collections import Counter
 import labelled
 import numpy as np
 import pytest
-from PIL import Image
+import rasterio
+import tifffile
+from PIL import Image, ImageSequence
+from rasterio.errors import NotGeoreferencedWarning
 
 from tilenet.errors import InputError, UsageError
 from tilenet.geometry import Window
+from tilenet.quiet import ignoring
 from tilenet.train_api import train
 from tilenet.training.check import check_data
 from tilenet.training.config import TrainConfig
@@ -19,6 +23,7 @@ from tilenet.training.palette import COLOUR, find_palette, read_palette
 from tilenet.training.samples import BrokenDataError
 from tilenet.training.split import split_samples
 from tilenet.training.survey import survey_part
+from tilenet.training.truth import staged_images
 
 TINY = {
     "arch": "classic-unet", "options": {"widths": (4, 8)}, "tile": 32, "batch_size": 2, "epochs": 2,
@@ -217,6 +222,47 @@ def test_cut_off_mask_is_named(make, mask, tmp_path):
     assert str(path) in str(caught.value)
 
 
+def test_parts_of_a_table(tmp_path):
+    data = labelled.table(tmp_path / "d")
+    table = data / "pairs.csv"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([lines[0], *(line + "," for line in lines[1:])]))
+    assert len(find_samples(TrainConfig(data=data)).samples) == len(lines) - 1
+    names = [line.split(",")[:2] for line in lines[1:]]
+    for word, left in (("testing", 1), ("dev", 0)):
+        parts = [word] + ["train"] * (len(names) - 1)
+        rows = [",".join([*pair, part]) for pair, part in zip(names, parts, strict=True)]
+        table.write_text("\n".join(["image,mask,split", *rows]))
+        found = find_samples(TrainConfig(data=data))
+        assert len(found.samples) == len(names) - left
+        assert {one.part for one in found.samples} == ({"train"} if left else {"train", "val"})
+    table.write_text("\n".join(["image,mask,split", *(",".join([*p, "evil"]) for p in names)]))
+    with pytest.raises(BrokenDataError, match=r"split 'evil' is none of train.* line 2"):
+        check_data(TrainConfig(data=data), tmp_path / "cache")
+
+
+@pytest.mark.parametrize("bands", [None, (3, 2, 1), (2,)])
+def test_stacks_are_judged_by_the_bands_that_were_learnt(tmp_path, bands):
+    """Predict gets whole pages, and chooses the bands itself."""
+    data = labelled.stack(tmp_path / "d")
+    volume = data / "volume.tif"
+    with Image.open(volume) as stack:
+        frames = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(stack)]
+    four = [np.dstack([frame, frame[..., :1] // 2]) for frame in frames]
+    tifffile.imwrite(volume, np.stack(four), photometric="minisblack", planarconfig="contig")
+    config = TrainConfig(data=data, bands=bands, **TINY)
+    with staged_images(find_samples(config).samples) as (_, staged):
+        for path, frame in zip(staged, four, strict=True):
+            with ignoring(NotGeoreferencedWarning), rasterio.open(path) as page:
+                np.testing.assert_array_equal(page.read(), np.moveaxis(frame, -1, 0))
+    result = train(config, tmp_path / "model")
+    assert result.metrics["validation"]["accuracy"] is not None
+    card = json.loads((tmp_path / "model" / "tilenet.json").read_text())
+    assert card["bands"] == (4 if bands is None else len(bands))
+    with pytest.raises(BrokenDataError, match="no band 9"):
+        check_data(TrainConfig(data=data, bands=(9,)), tmp_path / "cache")
+
+
 def test_no_foreground_is_named(tmp_path):
     data = labelled.pairs(tmp_path / "d", mask=lambda objects: np.zeros(objects.shape, np.uint8))
     with pytest.raises(BrokenDataError, match="no foreground at all"):
@@ -241,6 +287,9 @@ def test_unknown_layout(tmp_path):
         ([*range(10), *range(246, 256)], 2, [9, 250], [0, 1]),
         ([0, 200, 220, 240], 4, [0, 200, 220, 240], [0, 1, 2, 3]),
         (list(range(200)), 2, [0, 1, 199], [0, 1, 1]),
+        ([*range(9), 255], 9, [0, 8, 255], [0, 8, 255]),
+        (list(range(19)), 19, [0, 18], [0, 18]),
+        ([0, 2, 255], 2, [0, 2, 255], [0, 1, 255]),
     ],
 )
 def test_palette_is_found(values, classes, given, wanted):
@@ -248,6 +297,63 @@ def test_palette_is_found(values, classes, given, wanted):
     palette = find_palette({"a": counts, "b": counts}, None)
     assert len(palette.classes) == classes
     assert palette.apply(np.array(given)).tolist() == wanted
+
+
+def indexed(classes, colours):
+    """Return a mask of indices into a table of colours."""
+    found = Image.fromarray(classes.astype(np.uint8), "P")
+    found.putpalette([value for colour in colours for value in colour])
+    return found
+
+
+def of_colours(tmp_path, colours, values=(0, 1, 2, 255)):
+    """Return the data of masks with colour tables, all with the same values in the same places."""
+    data = labelled.pairs(tmp_path / "d")
+    places = np.array(values)[np.arange(64 * 64).reshape(64, 64) % len(values)]
+    for number, path in enumerate(sorted((data / "masks").iterdir())):
+        indexed(places, colours(number)).save(path)
+    return places, data
+
+
+def test_indices_of_one_table_number_the_classes(tmp_path):
+    table = [(0, 0, 0), (200, 9, 9), (9, 200, 9), *[(1, 1, 1)] * 252, (255, 255, 255)]
+    places, data = of_colours(tmp_path, lambda _: table)
+    found = check_data(TrainConfig(data=data, classes=("ground", "a", "b")), tmp_path / "cache")
+    assert [(c.name, c.color) for c in found.classes] == [
+        ("ground", (0, 0, 0)), ("a", (200, 9, 9)), ("b", (9, 200, 9))
+    ]  # fmt: skip
+    for sample in found.samples:
+        np.testing.assert_array_equal(sample.label.read(Window(0, 0, 64, 64))[0], places)
+
+
+def test_colours_count_where_tables_differ(tmp_path):
+    one = [(0, 0, 0), (200, 9, 9), (9, 200, 9)]
+    other = [(9, 200, 9), (0, 0, 0), (200, 9, 9)]
+    places, data = of_colours(tmp_path, lambda k: other if k else one, (0, 1, 2))
+    found = check_data(TrainConfig(data=data), tmp_path / "cache")
+    assert found.palette == ('"0" = "class_0"', '"#09c809" = "class_1"', '"#c80909" = "class_2"')
+    meant = np.array([0, 2, 1])[places], np.array([1, 0, 2])[places]
+    for number, sample in enumerate(found.samples):
+        read = sample.label.read(Window(0, 0, 64, 64))[0]
+        np.testing.assert_array_equal(read, meant[bool(number)])
+
+
+def test_of_two_indices_the_darker_is_the_background(tmp_path):
+    places, data = of_colours(tmp_path, lambda _: [(255, 255, 255), (0, 0, 0)], (0, 1))
+    found = check_data(TrainConfig(data=data), tmp_path / "cache")
+    read = found.samples[0].label.read(Window(0, 0, 64, 64))[0]
+    np.testing.assert_array_equal(read, 1 - places)
+
+
+def test_a_palette_file_may_name_indices(tmp_path):
+    table = [(0, 0, 0), (200, 9, 9), (9, 200, 9)]
+    places, data = of_colours(tmp_path, lambda _: table, (0, 1, 2))
+    file = tmp_path / "p.toml"
+    for text in ('0 = "x"\n1 = "y"\n2 = "x"', '"#000000" = "x"\n"#c80909" = "y"\n"#09c809" = "x"'):
+        file.write_text(text)
+        found = check_data(TrainConfig(data=data, palette=file), tmp_path / "cache")
+        read = found.samples[0].label.read(Window(0, 0, 64, 64))[0]
+        np.testing.assert_array_equal(read, places == 1)
 
 
 def test_palette_file_maps_and_ignores(tmp_path):

@@ -1,8 +1,10 @@
 """The course of a run: killed, resumed, repeated; its folder, its commands, its exit codes."""
 
+import errno
 import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -13,13 +15,18 @@ import labelled
 import numpy as np
 import psutil
 import pytest
+import rasterio
 import torch
 from PIL import Image
+from rasterio.errors import NotGeoreferencedWarning
 
+from tilenet import durable
 from tilenet.errors import OutputError, UsageError
 from tilenet.evaluate_api import evaluate_model
+from tilenet.quiet import ignoring
 from tilenet.train_api import train
 from tilenet.training.augmentation import apply_geometry, change_colours, draw_geometry
+from tilenet.training.checkpoint import BEST, LAST, RunState, write_checkpoint
 from tilenet.training.config import TrainConfig, dump_toml, load_train_config
 
 TINY = {
@@ -203,6 +210,66 @@ def test_wrong_options(flags, code, cli, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
+def test_set_takes_keys_that_are_flags_too(finished, cli, tmp_path):
+    data, _ = finished
+    sets = ["--set", "lr=0.0003", "--set", "epochs=7", "--epochs", "1"]
+    done = cli("train", data, "--out", tmp_path / "m", *FLAGS, *sets)
+    assert done.code == 0, done.err
+    known = load_train_config(tmp_path / "m" / "train.toml", {})
+    assert (known.lr, known.epochs) == (0.0003, 1)  # a flag wins
+
+
+def test_another_config_is_not_resumed_in_vain(finished, cli, tmp_path):
+    data, model = finished
+    config = tmp_path / "c.toml"
+    config.write_text(f'data = "{data}"\nepochs = 80\n')
+    done = cli("train", "--resume", "--config", config, "--out", model)
+    assert (done.code, "another --epochs" in done.err) == (5, True), done.err
+    config.write_text(f'data = "{data}"\nepochs = 3\nsteps = 0\n')
+    assert cli("train", "--resume", "--config", config, "--out", model).code == 0
+
+
+def test_a_checkpoint_that_finds_no_room(tmp_path):
+    """The system's own error, not torch's about the archive it could not finish."""
+    out = tmp_path / "model"
+    (out / "checkpoints").mkdir(parents=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    try:
+        with pytest.raises(OSError, match="too large") as caught:
+            write_checkpoint(out / LAST, RunState(), {"x": torch.zeros(1 << 20)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
+    assert not list((out / "checkpoints").iterdir())
+
+
+def test_what_a_killed_writer_left_goes(finished, tmp_path):
+    data, model = finished
+    out = shutil.copytree(model, tmp_path / "m")
+    for name in (LAST, BEST):
+        durable.temporary(out / name).write_bytes(b"half")
+    train(TrainConfig(data=data, **TINY), out, resume=True)
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["best.pt", "last.pt"]
+
+
+def test_images_of_several_files_are_judged(finished, tmp_path):
+    """ENVI's pixels are nothing without the header beside them."""
+    data = tmp_path / "data"
+    shutil.copytree(finished[0] / "masks", data / "masks")
+    (data / "images").mkdir()
+    for path in (finished[0] / "images").iterdir():
+        with Image.open(path) as image:
+            pixels = np.moveaxis(np.asarray(image), -1, 0)
+        with ignoring(NotGeoreferencedWarning):
+            profile = {"driver": "ENVI", "width": 64, "height": 64, "count": 3, "dtype": "uint8"}
+            target = data / "images" / f"{path.stem}.img"
+            with rasterio.open(target, "w", **profile) as dst:
+                dst.write(pixels)
+    found = evaluate_model(str(finished[1]), TrainConfig(data=data)).as_dict()
+    assert found == evaluate_model(str(finished[1]), TrainConfig(data=finished[0])).as_dict()
+
+
 def test_evaluate_a_mask(cli, tmp_path):
     truth = np.zeros((10, 10), np.uint8)
     truth[:5] = 255
@@ -225,6 +292,9 @@ def test_evaluate_a_mask(cli, tmp_path):
     assert done.code == 3
     assert "sizes differ" in done.err
     assert cli("evaluate", "--pred", tmp_path / "p.png").code == 2
+    both = ("--pred", tmp_path / "p.png", "--truth", tmp_path / "t.png")
+    done = cli("evaluate", *both, "--bands", "1")
+    assert (done.code, "--bands" in done.err) == (2, True)
 
 
 @pytest.mark.parametrize("cut", ["pred.png", "truth.png"])

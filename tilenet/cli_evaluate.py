@@ -40,7 +40,15 @@ def evaluate(  # noqa: PLR0913 - one parameter for each flag
     from tilenet import evaluate_api
 
     if pred is not None and truth is not None:
-        document = evaluate_api.evaluate(pred, truth).as_dict()
+        idle = {
+            "--format": format, "--labels": labels, "--area": area, "--bands": bands,
+            "--class-column": class_column, "--scaling": scaling,
+            "--device": None if device == "auto" else device,
+        }  # fmt: skip
+        for flag, value in idle.items():
+            if value is not None:
+                raise UsageError("only for --model and --data", flag, "leave it out")
+        document = evaluate_api.evaluate(pred, truth, palette).as_dict()
     else:
         from tilenet.training.config import load_train_config
 

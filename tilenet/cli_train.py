@@ -94,7 +94,7 @@ def train(  # noqa: PLR0913 - one parameter for each flag
     weights: Any = class_weights
     if weights not in (None, "none", "auto"):
         weights = split_numbers(weights, float, "--class-weights")
-    flags: dict[str, Any] = _settings(settings) | {
+    flags: dict[str, Any] = {
         "data": data, "format": format, "labels": labels, "area": area,
         "class_column": class_column, "palette": palette,
         "classes": None if classes is None else tuple(classes.split(",")),
@@ -107,10 +107,17 @@ def train(  # noqa: PLR0913 - one parameter for each flag
         "balance": balance, "device": device, "precision": precision, "workers": workers,
         "seed": seed, "track": track,
     }  # fmt: skip
-    flags = {key: value for key, value in flags.items() if value is not None}
+    given = {key: value for key, value in flags.items() if value is not None}
     if resume and data is None and config is None:
         config = out / "train.toml"
-    _run(flags, config, out, resume=resume, overwrite=overwrite, as_json=as_json)
+    _run(
+        _settings(settings) | given,
+        config,
+        out,
+        resume=resume,
+        overwrite=overwrite,
+        as_json=as_json,
+    )
 
 
 def _run(
@@ -136,7 +143,8 @@ def _run(
 
     with telling_problems(), TrainingBar() as bar:
         result = train_api.train(
-            options, out, given=frozenset(flags), resume=resume, overwrite=overwrite, progress=bar
-        )
+            options, out, given=frozenset(options.model_fields_set),
+            resume=resume, overwrite=overwrite, progress=bar,
+        )  # fmt: skip
     if result.metrics:  # the first of several processes speaks for all
         show(result.as_dict() if as_json else result.output)

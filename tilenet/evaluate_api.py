@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from tilenet.analysis.evaluate import Evaluation, evaluate_pairs, find_pairs
 from tilenet.analysis.judge import judge_model
-from tilenet.errors import ModelError, convert_errors
+from tilenet.classes import ClassInfo
+from tilenet.errors import ModelError, UsageError, convert_errors
 from tilenet.models.store import find_model
 from tilenet.training.check import check_data
 from tilenet.training.config import TrainConfig
+from tilenet.training.samples import DataSet
 
 __all__ = ["evaluate", "evaluate_model"]
 
+_logger = logging.getLogger(__name__)
 
-def evaluate(pred: Path, truth: Path) -> Evaluation:
+
+def evaluate(pred: Path, truth: Path, palette: Path | None = None) -> Evaluation:
     """Compare a mask, or a folder of masks, with the truth.
 
     Parameters
@@ -26,14 +31,38 @@ def evaluate(pred: Path, truth: Path) -> Evaluation:
     truth : Path
         Raster of the same size, and in the same place if both say where; or a folder with equal
         stems.
+    palette : Path, optional
+        A palette file for the truth, as for train.
 
     Raises
     ------
     InputError
         A file does not read, has no partner, or another size or place.
+    UsageError
+        The palette does not read.
     """
     with convert_errors(pred):
-        return evaluate_pairs(find_pairs(pred, truth))
+        return evaluate_pairs(find_pairs(pred, truth), palette)
+
+
+def _as_classes(
+    config: TrainConfig, classes: tuple[ClassInfo, ...], model: str, cache: Path
+) -> DataSet:
+    """Return the data with what it says of its classes read as the model's."""
+    if config.palette is None:
+        config = config.model_copy(update={"classes": tuple(c.name for c in classes)})
+    try:
+        data = check_data(config, cache)
+    except UsageError as error:
+        if error.where != "--classes":
+            raise
+        raise ModelError(
+            f"the model's classes are not the data's: {error.what}", model,
+            "map the data's values with --palette",
+        ) from error  # fmt: skip
+    for line in data.palette:
+        _logger.info("palette: %s", line)
+    return data
 
 
 def evaluate_model(model: str, config: TrainConfig, **options: Any) -> Evaluation:
@@ -58,8 +87,8 @@ def evaluate_model(model: str, config: TrainConfig, **options: Any) -> Evaluatio
     files = find_model(model, None, {})
     with convert_errors(config.data), tempfile.TemporaryDirectory(prefix="tilenet-") as temp:
         work = Path(temp)
-        data = check_data(config, work / "cache")
         classes = files.card.class_infos()
+        data = _as_classes(config, classes, model, work / "cache")
         if len(classes) != len(data.classes):
             raise ModelError(
                 f"the model has {len(classes)} classes, the data {len(data.classes)}",

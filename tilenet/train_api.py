@@ -14,11 +14,11 @@ from tilenet.analysis.judge import judge_model
 from tilenet.errors import convert_errors
 from tilenet.memory import keep_large_arrays
 from tilenet.training import folder as run_folder
-from tilenet.training.checkpoint import RunState, read_checkpoint
+from tilenet.training.checkpoint import BEST, LAST, RunState, read_checkpoint
 from tilenet.training.config import TrainConfig, dump_toml
 from tilenet.training.datasets import TrainWindows, ValWindows, WindowReader
 from tilenet.training.intake import take_in
-from tilenet.training.loop import BEST, LAST, Progress, Trainer
+from tilenet.training.loop import Progress, Trainer
 from tilenet.training.machine import settle
 from tilenet.training.network import margin_of
 from tilenet.training.processes import Processes, joined
@@ -76,7 +76,7 @@ def _fit(work: Work, out: Path, processes: Processes, progress: Progress) -> Run
             parts.train, work.found.train, config.foreground,
             balance=config.balance, often=config.often,
         )  # fmt: skip
-        windows = validation_windows(parts.val, config.tile, _MOST_VAL_WINDOWS)
+        windows = validation_windows(parts.val, work.found.val, config.tile, _MOST_VAL_WINDOWS)
         trainer.fit(
             TrainWindows(
                 WindowReader(parts.train, work.card), places, config,
@@ -91,11 +91,14 @@ def _fit(work: Work, out: Path, processes: Processes, progress: Progress) -> Run
 
 def _summary(state: RunState, images: int, scores: Mapping[str, Any]) -> str:
     share = state.wait_seconds / max(1e-9, state.seconds)
+    dice, iou, accuracy = (
+        "unknown" if scores[key] is None else f"{scores[key]:.4f}"
+        for key in ("object_dice", "mean_iou", "accuracy")
+    )
     return (
         f"{state.step} steps in {state.seconds:.0f} s, {100 * share:.1f} % of them waiting for "
         f"data; best epoch {state.best_epoch}; over {images} validation images: "
-        f"Dice {scores['object_dice']:.4f}, mean IoU {scores['mean_iou']:.4f}, "
-        f"accuracy {scores['accuracy']:.4f}"
+        f"Dice {dice}, mean IoU {iou}, accuracy {accuracy}"
     )
 
 

@@ -10,6 +10,7 @@ from tilenet import api
 from tilenet.analysis.evaluate import Evaluation
 from tilenet.config import PredictConfig
 from tilenet.errors import InputError
+from tilenet.training.images import ImageRef
 from tilenet.training.samples import DataSet, Sample
 from tilenet.training.truth import Judged, compare_samples
 
@@ -42,12 +43,12 @@ def judge_model(
     # Masks must have the labels' pixels, whatever resolution the model was trained at.
     settings = PredictConfig(model=model, format="cog", overwrite=True, level=0, **options)
 
-    def predict(images: list[Path], target: Path) -> None:
-        single = len(images) == 1
-        out = target / f"{images[0].stem}.tif" if single else target
-        result = api.predict(images, out, settings)
-        if result.failed:
-            raise InputError(result.failed[0].error, result.failed[0].input)
+    def predict(manifest: Path, staged: dict[Path, ImageRef], target: Path) -> dict[Path, Path]:
+        result = api.predict([], target, settings.model_copy(update={"manifest": str(manifest)}))
+        for failure in result.failed:
+            path = staged[Path(failure.input)].path
+            raise InputError(failure.error.replace(failure.input, path), path)
+        return {Path(run.input): Path(run.output) for run in result.runs}
 
     folder.mkdir(parents=True, exist_ok=True)
     judged = compare_samples(samples, data.classes, predict, folder)

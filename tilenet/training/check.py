@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,19 @@ from tilenet.geometry import Georeference
 from tilenet.ground import metres_per_unit
 from tilenet.training.config import TrainConfig
 from tilenet.training.images import OpenImage, open_image
-from tilenet.training.labels import MaskFile, ObjectMasks, mask_size, merge_objects, read_keys
+from tilenet.training.labels import (
+    MaskFile,
+    ObjectMasks,
+    colour_table,
+    mask_size,
+    merge_objects,
+    read_keys,
+)
 from tilenet.training.layouts import find_samples
-from tilenet.training.palette import Palette, find_palette, key_name, read_palette
+from tilenet.training.palette import Palette, key_name
 from tilenet.training.parallel import in_parallel
-from tilenet.training.pieces import pieces
 from tilenet.training.samples import BrokenDataError, DataSet, Problem, Sample
+from tilenet.training.values import Values, count_values, palette_for
 from tilenet.training.vectors import Polygons
 
 __all__ = ["check_data"]
@@ -114,18 +122,15 @@ def _resolution(inspected: Sequence[_Inspected]) -> dict[str, float]:
     return {known[0][0]: float(np.median(values))}
 
 
-def _scan_mask(sample: Sample) -> Counter[int] | Problem:
-    """Return how often each value of a mask occurs."""
+def _scan_mask(sample: Sample) -> Values | Problem:
+    """Return what values a mask has."""
     label = sample.label
     assert isinstance(label, MaskFile)
-    counts: Counter[int] = Counter()
+    read = partial(read_keys, label.path, label.page)
     try:
-        for piece in pieces(sample.extent):
-            keys, pixels = np.unique(read_keys(label.path, label.page, piece), return_counts=True)
-            counts.update(dict(zip(keys.tolist(), pixels.tolist(), strict=True)))
+        return count_values(read, sample.extent, colour_table(label.path, label.page))
     except TilenetError as error:
         return Problem(error.what, error.where)
-    return counts
 
 
 def _with_palette(
@@ -133,29 +138,27 @@ def _with_palette(
 ) -> tuple[list[Sample], Palette, list[Problem]]:
     """Find or read the palette of mask rasters and check every mask against it."""
     problems: list[Problem] = []
-    counts: dict[str, Counter[int]] = {}
-    for sample, found in zip(samples, in_parallel(_scan_mask, samples), strict=True):
-        if isinstance(found, Problem):
-            problems.append(found)
+    found: dict[str, Values] = {}
+    for sample, one in zip(samples, in_parallel(_scan_mask, samples), strict=True):
+        if isinstance(one, Problem):
+            problems.append(one)
         else:
-            counts[sample.name] = found
-    if config.palette is not None:
-        palette = read_palette(config.palette, config.classes)
-    else:
-        palette = find_palette(counts or {"": Counter([0])}, config.classes)
+            found[sample.name] = one
+    palette, plain = palette_for(found, config.palette, config.classes)
+    done = list[Sample]()
     for sample in samples:
-        outside = palette.unknown(sorted(counts.get(sample.name, ())))
+        seen, label = found.get(sample.name), sample.label
+        if seen is None or not isinstance(label, MaskFile):
+            continue
+        counts = seen.counts if plain else seen.in_colours()
+        outside = palette.unknown(sorted(counts))
         if outside:
             names = ", ".join(key_name(key) for key in outside[:5])
-            pixels = sum(counts[sample.name][key] for key in outside)
-            problems.append(
-                Problem(f"{pixels} pixels of {names}: outside the classes", sample.label.path)
-            )
-    samples = [
-        replace(s, label=s.label.with_palette(palette)) if isinstance(s.label, MaskFile) else s
-        for s in samples
-    ]
-    return samples, palette, problems
+            pixels = sum(counts[key] for key in outside)
+            problems.append(Problem(f"{pixels} pixels of {names}: outside the classes", label.path))
+        table = None if plain else seen.table
+        done.append(replace(sample, label=label.with_palette(palette, table)))
+    return done, palette, problems
 
 
 def _merge(

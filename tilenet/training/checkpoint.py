@@ -12,7 +12,10 @@ import torch
 from tilenet import durable
 from tilenet.errors import OutputError
 
-__all__ = ["RunState", "read_checkpoint", "write_checkpoint"]
+__all__ = ["BEST", "LAST", "RunState", "read_checkpoint", "sweep", "write_checkpoint"]
+
+BEST, LAST = "checkpoints/best.pt", "checkpoints/last.pt"
+"""Names of checkpoints in the folder of a run."""
 
 _SCHEMA = 1
 
@@ -72,8 +75,26 @@ def write_checkpoint(path: Path, state: RunState, tensors: dict[str, Any]) -> No
             file.flush()
             os.fsync(file.fileno())
         durable.rename(temp, path)
+    except RuntimeError as error:
+        # On a full disk torch's own complaint about the unfinished archive covers the system's.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
     finally:
         temp.unlink(missing_ok=True)
+
+
+def sweep(out: Path) -> None:
+    """Remove what a run that was killed while it wrote a checkpoint has left; no other may write.
+
+    Parameters
+    ----------
+    out : Path
+        The folder of the run.
+    """
+    for name in (BEST, LAST):
+        for left in (out / name).parent.glob(f".{Path(name).name}.*.tmp"):
+            left.unlink()
 
 
 def read_checkpoint(path: Path) -> tuple[RunState, dict[str, Any]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tilenet import durable, filelock
 from tilenet.errors import OutputError
+from tilenet.training.checkpoint import sweep
 from tilenet.training.config import TrainConfig, dump_toml, load_train_config
 
 __all__ = ["CACHE", "begin", "check_free", "locked", "resumed_config"]
@@ -46,6 +47,7 @@ def locked(out: Path) -> Iterator[None]:
         if not filelock.take(fd, fcntl.LOCK_EX, out):
             raise OutputError("another run works on it", out, "wait, or choose another --out")
         stack.callback(_tidy, out)
+        sweep(out)
         yield
 
 
@@ -79,7 +81,8 @@ def resumed_config(out: Path, config: TrainConfig, given: frozenset[str]) -> Tra
     if not path.is_file():
         return None
     known = load_train_config(path, {})
-    differing = [key for key in sorted(given) if getattr(known, key) != getattr(config, key)]
+    asked = given if config.steps else given - {"steps"}  # none follow the data: stored as found
+    differing = [key for key in sorted(asked) if getattr(known, key) != getattr(config, key)]
     if differing:
         keys = ", ".join("--" + key.replace("_", "-") for key in differing)
         raise OutputError(f"the run there has another {keys}", out, "leave these out to resume")

@@ -110,6 +110,10 @@ class OpenImage:
                 raise InputError(f"page {ref.page} does not read: {error}", ref.path) from error
             self.height, self.width = int(self._page.height), int(self._page.width)
             self._bands = ref.bands or tuple(range(1, self._page.count + 1))
+            if max(self._bands) > self._page.count:
+                raise InputError(
+                    f"no band {max(self._bands)}", ref.path, f"the file has {self._page.count}"
+                )
             self.dtype = str(self._page.dtypes[0])
             self.georeference = Georeference()
         else:

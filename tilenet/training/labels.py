@@ -18,12 +18,13 @@ from tilenet.errors import InputError
 from tilenet.geometry import Georeference, Window
 from tilenet.quiet import ignoring
 from tilenet.sources.gdal import DRIVERS, environment, georeference
-from tilenet.training.palette import COLOUR, Palette, to_keys
+from tilenet.training.palette import COLOUR, Palette, in_colours, to_keys
 
 __all__ = [
     "Label",
     "MaskFile",
     "ObjectMasks",
+    "colour_table",
     "mask_place",
     "mask_size",
     "merge_objects",
@@ -90,17 +91,32 @@ def mask_place(path: str) -> Georeference:
         raise InputError(f"the mask does not read: {error}", path, "check the file") from error
 
 
-def _expand(pixels: NDArray[Any], colours: dict[int, tuple[int, ...]]) -> NDArray[np.uint8]:
-    table = np.zeros((256, 3), np.uint8)
-    for index, colour in colours.items():
-        table[index] = colour[:3]
-    return np.moveaxis(table[pixels[0]], -1, 0)  # (3, h, w)
+def colour_table(path: str, page: int) -> NDArray[np.int64] | None:
+    """Return the key of every index's colour, (n,); None where values are no indices.
+
+    Raises
+    ------
+    InputError
+        The mask does not open.
+    """
+    try:
+        with environment(), _open_mask(path, page) as dataset:
+            if dataset.colorinterp[0] is not ColorInterp.palette:
+                return None
+            colours = dataset.colormap(1)
+            table = np.zeros((max(colours) + 1, 3), np.uint8)
+            for index, colour in colours.items():
+                table[index] = colour[:3]
+            keys: NDArray[np.int64] = to_keys(table.T[:, None])[0]
+            return keys
+    except RasterioError as error:
+        raise InputError(f"the mask does not read: {error}", path, "check the file") from error
 
 
-def read_keys(
-    path: str, page: int, window: Window | None, *, expand: bool = True
-) -> NDArray[np.int64]:
+def read_keys(path: str, page: int, window: Window | None) -> NDArray[np.int64]:
     """Read mask values as keys (see `tilenet.training.palette.to_keys`), (h, w).
+
+    Indices into a colour table are read as they are.
 
     Parameters
     ----------
@@ -110,8 +126,6 @@ def read_keys(
         Of a stack from 1; 0 is the file itself.
     window : Window or None
         None is the whole file.
-    expand : bool
-        Whether indices into a colour table become its colours.
 
     Raises
     ------
@@ -127,8 +141,6 @@ def read_keys(
                 :3
             ]
             pixels = dataset.read(bands, window=where)
-            if expand and dataset.colorinterp[0] is ColorInterp.palette:
-                pixels = _expand(pixels, dataset.colormap(1))
             nodata = dataset.nodata
     except (RasterioError, MemoryError) as error:
         raise InputError(f"the mask does not read: {error}", path, "check the file") from error
@@ -157,20 +169,26 @@ class MaskFile:
         Page of a stack from 1; 0 is the file itself.
     palette : Palette or None
         Set once it is known.
+    table : tuple of int, optional
+        The keys that stand for its values, where these are indices of colours.
     """
 
     path: str
     page: int = 0
     palette: Palette | None = None
+    table: tuple[int, ...] | None = None
 
-    def with_palette(self, palette: Palette) -> MaskFile:
-        """Return the label with its palette."""
-        return replace(self, palette=palette)
+    def with_palette(self, palette: Palette, table: NDArray[np.int64] | None = None) -> MaskFile:
+        """Return the label with its palette, and the colours of its indices if they count."""
+        colours = None if table is None else tuple(table.tolist())
+        return replace(self, palette=palette, table=colours)
 
     def read(self, window: Window) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
         """Read a window (see `Label.read`)."""
         assert self.palette is not None
         keys = read_keys(self.path, self.page, window)
+        if self.table is not None:
+            keys = in_colours(keys, np.array(self.table))
         objects = np.zeros(keys.shape, np.int32)
         if self.palette.objects:
             objects = np.where(keys < COLOUR, keys, 0).astype(np.int32)

@@ -24,7 +24,11 @@ _MASK_WORD = re.compile(
 _MASK_SUFFIX = re.compile(r"[_\-. ](masks?|labels?|gt|seg|segmentation|annotation)$", re.I)
 _AREA_WORD = re.compile(r"(location|area|aoi|labell?ed|extent)", re.I)
 _STACK_FILES = 2
-_PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
+_PARTS = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+}  # fmt: skip
+_LEFT_OUT = ("test", "tests", "testing", "holdout")
 
 
 def _rasters(folder: Path) -> list[Path]:
@@ -237,7 +241,7 @@ def _manifest(path: Path, config: TrainConfig) -> Found | None:
             rows = list(csv.DictReader(file))
     except (ValueError, csv.Error) as error:
         raise InputError(f"no table: {error}", path, "give a CSV in UTF-8") from error
-    columns = {name.strip().lower(): name for name in (rows[0] if rows else {})}
+    columns = {name.strip().lower(): name for name in (rows[0] if rows else {}) if name}
     mask = next((columns[n] for n in ("mask", "label", "masks", "labels") if n in columns), None)
     if "image" not in columns or mask is None:
         return None
@@ -245,18 +249,22 @@ def _manifest(path: Path, config: TrainConfig) -> Found | None:
     for number, row in enumerate(rows, 2):
         image, label = row[columns["image"]] or "", row[mask] or ""
         where = f"{path} line {number}"
+        part = (row[columns["split"]] or "").strip().lower() if "split" in columns else ""
+        if part in _LEFT_OUT:
+            continue
+        if part and part not in _PARTS:
+            found.problems.append(Problem(f"split {part!r} is none of train, val, test", where))
+            continue
         if not Path(image).name or not Path(label).name:
             missing = "mask" if Path(image).name else "image"
             found.problems.append(Problem(f"no {missing} in the table", where))
             continue
-        part = (row[columns["split"]] or "").strip().lower() if "split" in columns else ""
         ref = ImageRef(str(path.parent / image), 0, config.bands, config.scaling)
         sample = Sample(
             str(Path(image).with_suffix("")), ref, MaskFile(str(path.parent / label)),
             part=_PARTS.get(part, ""),
         )  # fmt: skip
-        if part not in ("test", "holdout"):
-            found.samples.append(sample)
+        found.samples.append(sample)
     return found
 
 

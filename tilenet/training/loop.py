@@ -21,7 +21,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from tilenet.classes import NODATA
 from tilenet.errors import ModelError, OutputError
-from tilenet.training.checkpoint import RunState, read_checkpoint, write_checkpoint
+from tilenet.training.checkpoint import BEST, LAST, RunState, read_checkpoint, write_checkpoint
 from tilenet.training.datasets import Item, TrainWindows, ValWindows
 from tilenet.training.losses import Loss
 from tilenet.training.metrics import Scores
@@ -31,9 +31,8 @@ from tilenet.training.tracking import Tracker, write_history
 from tilenet.training.work import Work
 from tilenet.training.workers import end_with_parent, worker_context
 
-__all__ = ["BEST", "LAST", "Progress", "Trainer"]
+__all__ = ["Progress", "Trainer"]
 
-LAST, BEST = "checkpoints/last.pt", "checkpoints/best.pt"
 
 _logger = logging.getLogger(__name__)
 _CHECKPOINT_SECONDS = 120.0

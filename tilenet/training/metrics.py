@@ -97,9 +97,10 @@ class Scores:
     def object_dice(self) -> float:
         """Dice of the second of two classes, else the mean over the classes.
 
-        The background's Dice of 0.99 would hide the foreground's. Two empty masks agree fully.
+        The background's Dice of 0.99 would hide the foreground's. Two empty masks agree fully; NaN
+        where nothing is labelled.
         """
-        if len(self.dice) != 2:
+        if len(self.dice) != 2 or not self.matrix.any():
             return self.mean(self.dice)
         return 1.0 if np.isnan(self.dice[1]) else float(self.dice[1])
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import tomllib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,22 @@ from numpy.typing import NDArray
 from tilenet.classes import NODATA, ClassInfo, default_classes
 from tilenet.errors import InputError, UsageError
 
-__all__ = ["COLOUR", "Palette", "find_palette", "key_name", "read_palette", "to_keys"]
+__all__ = [
+    "COLOUR",
+    "Palette",
+    "are_indices",
+    "find_palette",
+    "in_colours",
+    "key_name",
+    "read_palette",
+    "to_keys",
+]
 
 COLOUR = 1 << 24
 """Added to a colour's 24 bits, so that colours and grey values are keys of one kind."""
 
 _MANY = 64
+_LOW = 32  # numbers of classes are lower, grey values of several classes are not all
 _FEW_VALUES = 8
 _MIDDLE = 128
 _MAX_CLASSES = 254
@@ -42,9 +52,21 @@ def to_keys(pixels: NDArray[np.generic]) -> NDArray[np.int64]:
     return np.where(grey, red, COLOUR + (red << 16) + (green << 8) + blue)
 
 
+def in_colours(keys: NDArray[np.int64], table: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the keys of the colours of indices; what is nodata (`NODATA`) stays so."""
+    inside = (keys >= 0) & (keys < len(table))
+    found = np.where(inside, table[np.where(inside, keys, 0)], keys)
+    return np.where(keys == NODATA, NODATA, found)
+
+
 def key_name(key: int) -> str:
     """Return a key as a palette file writes it: a number or "#rrggbb"."""
     return f"#{key - COLOUR:06x}" if key >= COLOUR else str(key)
+
+
+def _rgb(key: int) -> tuple[int, int, int]:
+    value = key - COLOUR
+    return (key, key, key) if value < 0 else (value >> 16, (value >> 8) & 255, value & 255)
 
 
 def _key(text: str) -> int:
@@ -97,6 +119,15 @@ class Palette:
         order = sorted(self.table, key=lambda entry: (entry[1], entry[0]))
         return [f'"{key_name(key)}" = "{names[index]}"' for key, index in order]
 
+    def coloured(self, table: NDArray[np.int64]) -> Palette:
+        """Return it with the colours that a table, (n,), has for its keys."""
+        keys = {index: key for key, index in reversed(self.table) if key < len(table)}
+        classes = (
+            replace(c, color=_rgb(int(table[keys[c.id]]))) if c.id in keys else c
+            for c in self.classes
+        )
+        return replace(self, classes=tuple(classes))
+
     def unknown(self, keys: Sequence[int]) -> list[int]:
         """Return the keys that are outside the classes."""
         if self.objects or self.threshold is not None:
@@ -117,8 +148,7 @@ def _named(
     found = []
     for default in default_classes(count):
         key = keys[default.id] if keys else -1
-        value = key - COLOUR
-        color = (value >> 16, (value >> 8) & 255, value & 255) if value >= 0 else default.color
+        color = _rgb(key) if key >= COLOUR else default.color
         name = names[default.id] if names else default.name
         if names is None and count == 2:
             name = ("background", "foreground")[default.id]
@@ -171,9 +201,48 @@ def _from_many(counts: Counter[int], names: Sequence[str] | None) -> Palette:
 
 
 def _is_blurred(counts: Counter[int]) -> bool:
-    """Return whether nearly all pixels are near black or white, as a JPEG leaves them."""
+    """Return whether nearly all pixels are near black or white, as a JPEG leaves them.
+
+    It leaves some that are nearly white: 255 beside small numbers is "ignore" beside classes.
+    """
+    near_white = any(240 <= key < NODATA for key in counts)
     ends = sum(n for key, n in counts.items() if key < 16 or 240 <= key <= NODATA)
-    return len(counts) > _FEW_VALUES and ends >= 0.9 * counts.total()
+    return near_white and len(counts) > _FEW_VALUES and ends >= 0.9 * counts.total()
+
+
+def are_indices(
+    per_file: Mapping[str, Counter[int]], tables: Mapping[str, NDArray[np.int64] | None]
+) -> bool:
+    """Return whether values with colour tables number the classes, whatever their colours.
+
+    They do where an index has one colour in all files; of 0 and 1 alone, 0 must be the darker one:
+    programs that save two colours number them as they come.
+
+    Parameters
+    ----------
+    per_file : mapping of str to Counter
+        Pixels per value, per mask file.
+    tables : mapping of str to ndarray, shape (n,), or None
+        The keys of the files' colours.
+    """
+    colours: dict[int, set[int]] = {}
+    for name, counts in per_file.items():
+        table = tables[name]
+        if table is None:
+            return False
+        for index in counts:
+            if index != NODATA:
+                colour = int(table[index]) if 0 <= index < len(table) else index
+                colours.setdefault(index, set()).add(colour)
+    if any(len(found) > 1 for found in colours.values()):
+        return False
+    bright = [sum(_rgb(min(colours[index]))) for index in sorted(colours)]
+    return sorted(colours) != [0, 1] or bright[0] <= bright[1]
+
+
+def _have_gaps(keys: Sequence[int]) -> bool:
+    """Return whether values look like numbers of classes of which some are not there."""
+    return len(keys) > 1 and keys[-1] < _LOW and keys != list(range(len(keys)))
 
 
 def _few(
@@ -190,11 +259,15 @@ def _few(
         common = sorted(keys, key=lambda key: (-files[key], -counts[key]))[: len(names)]
         return [key for key in keys if key in common]
     ignoring = len(plain) > 2 or any({1, NODATA} <= found for found in per_file.values())
+    if names is not None and len(plain) > 1 and plain[-1] < len(names):
+        return list(range(len(names)))
     if contiguous and (NODATA not in keys or ignoring):
         return plain
     # A value that hardly any mask has, in a set whose values are not 0, 1, 2 …, is a mistake.
     least = max(2, 0.1 * len(per_file)) if len(per_file) >= _FEW_FILES else 1
-    return [key for key in keys if files[key] >= least]
+    usual = [key for key in keys if files[key] >= least]
+    plain = [key for key in usual if key != NODATA]
+    return plain if _have_gaps(plain) else usual
 
 
 def find_palette(per_file: dict[str, Counter[int]], names: Sequence[str] | None) -> Palette:
@@ -228,7 +301,7 @@ def find_palette(per_file: dict[str, Counter[int]], names: Sequence[str] | None)
         raise InputError(f"{len(keys)} values in the masks", "masks", "map them with --palette")
     table = {key: index for index, key in enumerate(keys)}
     contiguous = keys == list(range(len(keys)))
-    if contiguous and NODATA not in table and NODATA in counts:
+    if (contiguous or _have_gaps(keys)) and NODATA not in table and NODATA in counts:
         table[NODATA] = NODATA
     if names is not None and contiguous and len(names) > len(keys):
         keys = list(range(len(names)))

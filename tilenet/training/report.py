@@ -115,7 +115,7 @@ def _picture(judged: Judged, classes: Sequence[ClassInfo]) -> str:
         pixels, _ = image.read(window)
     image.close()
     truth = judged.sample.label.read(window)[0]
-    pred = read_keys(str(judged.mask), 0, window, expand=False).clip(0, NODATA).astype(np.uint8)
+    pred = read_keys(str(judged.mask), 0, window).clip(0, NODATA).astype(np.uint8)
     gap = np.full((height, 6, 3), 255, np.uint8)
     planes = [_as_rgb(pixels), gap, _as_colours(truth, classes), gap, _as_colours(pred, classes)]
     buffer = io.BytesIO()
@@ -129,7 +129,8 @@ def _picture(judged: Judged, classes: Sequence[ClassInfo]) -> str:
 
 
 def _pictures(judged: Sequence[Judged], classes: Sequence[ClassInfo]) -> list[str]:
-    ranked = sorted(judged, key=lambda one: (-Scores(one.matrix).object_dice, one.sample.name))
+    labelled = [one for one in judged if one.matrix.any()]
+    ranked = sorted(labelled, key=lambda one: (-Scores(one.matrix).object_dice, one.sample.name))
     best, rest = ranked[:_PICTURES], ranked[_PICTURES:]
     parts = ["<h2>Best</h2>", *(_picture(one, classes) for one in best)]
     if rest:

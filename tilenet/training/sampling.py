@@ -135,22 +135,33 @@ class Places:
         return number, Window(row, col, side, side)
 
 
-def validation_windows(samples: Sequence[Sample], tile: int, most: int) -> list[tuple[int, Window]]:
-    """Return windows that cover the samples side by side; every n-th if there are too many.
+def _is_labelled(cells: NDArray[np.bool_], side: int, row: int, col: int, tile: int) -> bool:
+    rows = slice(row // side, -(-(row + tile) // side))
+    return bool(cells[rows, col // side : -(-(col + tile) // side)].any())
+
+
+def validation_windows(
+    samples: Sequence[Sample], survey: PartSurvey, tile: int, most: int
+) -> list[tuple[int, Window]]:
+    """Return windows that cover what is labelled side by side; every n-th if there are too many.
 
     Parameters
     ----------
     samples : sequence of Sample
         The validation part.
+    survey : PartSurvey
+        Its class pixels per cell.
     tile : int
         Side in pixels.
     most : int
         How many are wanted at most.
     """
     every = [
-        (number, Window(row, col, tile, tile))
+        (number, Window(sample.extent.row + row, sample.extent.col + col, tile, tile))
         for number, sample in enumerate(samples)
-        for row in range(sample.extent.row, sample.extent.row_stop, tile)
-        for col in range(sample.extent.col, sample.extent.col_stop, tile)
+        for labelled in [survey.cells[number].any(axis=2)]
+        for row in range(0, sample.extent.height, tile)
+        for col in range(0, sample.extent.width, tile)
+        if _is_labelled(labelled, survey.cell_sides[number], row, col, tile)
     ]
     return every if len(every) <= most else [every[k * len(every) // most] for k in range(most)]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,9 @@ from tilenet.training.samples import Sample
 
 __all__ = ["Judged", "compare_samples", "staged_images"]
 
-Predict = Callable[[list[Path], Path], None]
-"""Writes one `STEM.tif` mask per image into a folder."""
+Predict = Callable[[Path, dict[Path, ImageRef], Path], dict[Path, Path]]
+"""Called with a manifest, what stands for which image in it, and a folder for the masks; returns
+the mask of each."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,11 @@ class Judged:
 
 
 def _export_page(ref: ImageRef, target: Path) -> None:
-    """Write one page of a stack as a file that predict opens."""
-    image = open_image(ref)
+    """Write one page of a stack as a file that predict opens; its bands are chosen there."""
+    image = open_image(replace(ref, bands=None))
     profile = {
         "driver": "GTiff", "height": image.height, "width": image.width, "count": image.bands,
-        "dtype": image.dtype,
+        "dtype": image.dtype, "photometric": "minisblack", "alpha": "no",
     }  # fmt: skip
     with ignoring(NotGeoreferencedWarning), rasterio.open(target, "w", **profile) as dataset:
         for piece in pieces(Window(0, 0, image.height, image.width)):
@@ -62,19 +64,45 @@ def _export_page(ref: ImageRef, target: Path) -> None:
     image.close()
 
 
+def _fits_a_line(name: str) -> bool:
+    return name == name.strip() and len(os.fsencode(name).splitlines()) == 1
+
+
+def _stage(ref: ImageRef, folder: Path) -> Path:
+    """Return a path in a new folder that stands for an image."""
+    path = Path(ref.path).absolute()
+    if ref.page:
+        folder.mkdir()
+        _export_page(ref, folder / f"{path.stem}-{ref.page:04d}.tif")
+        return folder / f"{path.stem}-{ref.page:04d}.tif"
+    if _fits_a_line(path.name):
+        # All that lies beside it may belong to it: headers, masks, the levels of a slide.
+        folder.symlink_to(path.parent)
+        return folder / path.name
+    folder.mkdir()
+    (folder / f"image{path.suffix}").symlink_to(path)
+    return folder / f"image{path.suffix}"
+
+
 @contextmanager
-def staged_images(samples: Sequence[Sample]) -> Iterator[dict[ImageRef, Path]]:
-    """Give every image of the samples a path of its own name, for as long as the context lasts."""
-    with tempfile.TemporaryDirectory(prefix="tilenet-") as folder:
-        staged: dict[ImageRef, Path] = {}
-        for ref in dict.fromkeys(sample.image for sample in samples):
-            target = Path(folder) / f"image-{len(staged):06d}{Path(ref.path).suffix}"
-            if ref.page:
-                _export_page(ref, target)
-            else:
-                target.symlink_to(Path(ref.path).absolute())
-            staged[ref] = target
-        yield staged
+def staged_images(samples: Sequence[Sample]) -> Iterator[tuple[Path, dict[Path, ImageRef]]]:
+    """Give every image of the samples a path of its own, for as long as the context lasts.
+
+    Yields
+    ------
+    manifest : Path
+        Names them all.
+    staged : dict of Path to ImageRef
+        Which is which.
+    """
+    with tempfile.TemporaryDirectory(prefix="tilenet-") as temp:
+        folder, staged = Path(temp).absolute(), dict[Path, ImageRef]()
+        for number, ref in enumerate(dict.fromkeys(sample.image for sample in samples)):
+            staged[_stage(ref, folder / f"{number:06d}")] = ref
+        manifest = folder / "images.txt"
+        lines = (os.fsencode(path.relative_to(folder)) + b"\n" for path in staged)
+        manifest.write_bytes(b"".join(lines))
+        yield manifest, staged
 
 
 def _judge(sample: Sample, mask: Path, classes: int) -> Judged:
@@ -86,7 +114,7 @@ def _judge(sample: Sample, mask: Path, classes: int) -> Judged:
             _, valid = image.read(window)
         if valid is not None:
             truth = np.where(valid, truth, np.uint8(NODATA))
-        pred = read_keys(str(mask), 0, window, expand=False).astype(np.uint8)
+        pred = read_keys(str(mask), 0, window).astype(np.uint8)
         total += confusion(truth, pred, classes)
     image.close()
     return Judged(sample, total, mask)
@@ -113,7 +141,6 @@ def compare_samples(
     TilenetError
         As the engine does.
     """
-    with staged_images(samples) as staged:
-        predict(list(staged.values()), folder)
-        masks = {ref: folder / f"{path.stem}.tif" for ref, path in staged.items()}
+    with staged_images(samples) as (manifest, staged):
+        masks = {staged[path]: mask for path, mask in predict(manifest, staged, folder).items()}
         return [_judge(sample, masks[sample.image], len(classes)) for sample in samples]
