@@ -1,5 +1,6 @@
 """Finished masks: verified, repaired, exported."""
 
+import errno
 import json
 import random
 import shutil
@@ -13,6 +14,8 @@ from rasters import picture, write_tif
 from tilenet import mask_api
 from tilenet.api import predict
 from tilenet.config import PredictConfig
+from tilenet.engine import output
+from tilenet.engine.document import encode_sidecar, read_sidecar, sidecar
 from tilenet.engine.runfolder import run_folder
 from tilenet.errors import InputError, OutputError, UsageError, VerifyError
 
@@ -294,3 +297,64 @@ def test_one_part_or_several(tmp_path):
         "1 part is not what was written: c/0/0 (block 3): damaged",
         "2 parts are not what was written, the first is c/0/0 (block 3): damaged",
     ]
+
+
+@pytest.mark.parametrize("mask", ["blocks.tif"], indirect=True)
+def test_a_file_that_would_get_other_pixels_is_left(cli, mask):
+    """Blocks are compared with what the run left, as by another version or machine."""
+    document = read_sidecar(mask)
+    document["journal"][0]["sha256"] = "0" * 64
+    sidecar(mask).write_bytes(encode_sidecar(document))
+    mask.write_bytes(mask.read_bytes() + b"x")
+    before = contents(mask)
+    done = cli("verify", mask, "--repair")
+    assert done.code == 8
+    assert "what is made again differs from what the run wrote" in done.err
+    assert contents(mask) == before
+    assert not run_folder(mask).exists()
+
+
+@pytest.mark.parametrize("lost", [True, False])
+@pytest.mark.parametrize("mask", ["blocks.tif", "blocks.ome.tif"], indirect=True)
+def test_a_repair_that_fails_takes_nothing_away(cli, mask, monkeypatch, lost):
+    good = contents(mask)
+    data = mask.read_bytes()
+    mask.unlink() if lost else mask.write_bytes(data[:-9])
+    before = contents(mask) if not lost else None
+    names = {path.name for path in mask.parent.iterdir()}
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(output, "_write", full)
+        assert cli("verify", mask, "--repair").code == 6
+    assert {path.name for path in mask.parent.iterdir()} == names
+    assert lost or contents(mask) == before
+    assert cli("verify", mask, "--repair").code == 0
+    assert contents(mask) == good
+
+
+def test_metadata_that_would_be_others_are_left(cli, masks, tmp_path, monkeypatch):
+    """Another version writes another number: what it would write is not what the run wrote."""
+    mask = shutil.copytree(masks / "blocks.zarr", tmp_path / "m.zarr")
+    (mask / "zarr.json").write_text("rotten")
+    before = contents(mask)
+    with monkeypatch.context() as patch:
+        patch.setattr("tilenet.sinks.metadata.__version__", "99")
+        assert cli("verify", mask, "--repair").code == 8
+    assert contents(mask) == before
+    assert cli("verify", mask, "--repair").code == 0
+
+
+def test_a_mask_by_any_name_is_read(cli, models, tmp_path):
+    source = write_tif(tmp_path / "a.tif", picture(50, 60))
+    flags = ("--model", models / "identity.onnx", "--tile", "64", "--overlap", "0")
+    done = cli("predict", source, "--out", tmp_path / "mask", "--format", "png", *flags)
+    assert done.code == 0, done.err
+    done = cli("export", tmp_path / "mask", tmp_path / "x.tif")
+    assert done.code == 0, done.err
+    for out, kind in (("x.tif", "zarr"), ("x.zarr", "cog"), ("x.png", "ome-tiff")):
+        done = cli("predict", source, "--out", tmp_path / "new" / out, "--format", kind, *flags)
+        assert (done.code, "the output's ending says" in done.err) == (2, True)
+    assert not (tmp_path / "new").exists()

@@ -85,6 +85,8 @@ class Inspection:
         How many were looked at.
     bad : list of Bad
         What is not as it was written.
+    sealed : dict or None
+        Hashes of a store's files that are no chunks of pixels; None if its seal is damaged.
     """
 
     path: Path
@@ -93,6 +95,7 @@ class Inspection:
     files: int
     blocks: int
     bad: list[Bad] = field(default_factory=list)
+    sealed: Files | None = None
 
     @property
     def spec(self) -> MaskSpec:
@@ -195,10 +198,12 @@ def compare(
     found = Inspection(root, document, records, 0, blocks)
     if sealed is None:
         metadata = found.metadata()
-        sealed = {name: hashlib.sha256(data).hexdigest() for name, data in metadata.items()}
+        others: Files = {n: hashlib.sha256(data).hexdigest() for n, data in metadata.items()}
+    else:
+        others = sealed
     chunks = {path: digest for record in records for path, digest, _ in record.files}
     owners = {path: record.block for record in records for path, *_ in record.files}
-    expected = {**chunks, **sealed}
+    expected = {**chunks, **others}
     missing = {path for path, digest in expected.items() if digest is not None}
     files = 0
     for name, digest in hashes:
@@ -208,7 +213,7 @@ def compare(
             what = "damaged" if expected.get(name) else "foreign"
             found.bad.append(Bad(name, what, owners.get(name)))
     found.bad.extend(Bad(name, "missing", owners.get(name)) for name in sorted(missing))
-    return Inspection(root, document, records, files, blocks, found.bad)
+    return Inspection(root, document, records, files, blocks, found.bad, sealed)
 
 
 def _hashes(root: Path) -> Iterator[tuple[str, str | None]]:
@@ -280,7 +285,8 @@ def read_pixels(path: Path, window: Window) -> NDArray[np.uint8]:
         GDAL's own kinds, if it cannot be decoded.
     """
     where = RasterWindow(window.col, window.row, window.width, window.height)
-    driver = "PNG" if path.suffix.lower() == ".png" else "GTiff"
+    with path.open("rb") as file:  # its name may end in anything
+        driver = "PNG" if file.read(4) == b"\x89PNG" else "GTiff"
     # Other settings may take uninitialised memory for what a cut-off file has lost.
     with (
         environment(),

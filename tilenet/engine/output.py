@@ -335,6 +335,7 @@ def export(
         Replace an output of ours.
     """
     document = file_document(document, records)
+    known = read_sidecar(out) is not None  # of a mask that is lost, and made again
     folder = run_folder(out) / _SCRATCH
     if folder.exists():
         shutil.rmtree(folder)
@@ -356,7 +357,7 @@ def export(
         _write(document["identity"]["format"], read, spec, out, replace)
     except BaseException:
         put_back(out)
-        if not out.exists():  # the mask got its name last: where it is, all is there
+        if not (out.exists() or known):  # the mask got its name last: where it is, all is there
             for path in companions(out, probabilities=bool(spec.channels)):
                 path.unlink(missing_ok=True)
         raise

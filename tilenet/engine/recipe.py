@@ -141,7 +141,8 @@ def plan_from(document: dict[str, Any], source: Path | None, model: Path | None)
     files = _model_of(recipe, model)
     channels = network_shape(files).channels
     made_by = (identity["device"], identity["backend"], identity["precision"])
-    setup = choose_sizes(files, Wanted((identity["tile"],), channels, *made_by)).setup
+    batch = identity.get("batch_size")  # of masks that a GPU made
+    setup = choose_sizes(files, Wanted((identity["tile"],), channels, *made_by, batch)).setup
     raster = open_raster(path, view_of(recipe)).info
     plan = Plan(
         raster=raster,

@@ -6,10 +6,11 @@ ours is moved beside the mask, never deleted.
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,18 +20,25 @@ from numpy.typing import NDArray
 from tilenet import durable
 from tilenet.engine.cluster import open_executor
 from tilenet.engine.decided import files_of, write_block
-from tilenet.engine.document import encode_sidecar, probabilities_of, sidecar
+from tilenet.engine.document import (
+    encode_sidecar,
+    finished_of,
+    plan_document,
+    probabilities_of,
+    sidecar,
+)
 from tilenet.engine.inspection import Bad, Inspection, damaged_blocks, read_pixels
-from tilenet.engine.journal import Journal
-from tilenet.engine.large import JOURNAL, run_large
-from tilenet.engine.lost import mark_lost
+from tilenet.engine.journal import KILLS, Invalid, Journal
+from tilenet.engine.large import JOURNAL, check_unchanged, set_up
+from tilenet.engine.lost import lose_block, mark_lost
 from tilenet.engine.meter import Spans
-from tilenet.engine.output import check_beside, plan_in_progress
+from tilenet.engine.output import check_beside, export, plan_in_progress, upper_levels
 from tilenet.engine.plan import Plan
 from tilenet.engine.recipe import plan_from
 from tilenet.engine.replaced import scratch
-from tilenet.engine.runfolder import PLAN, STORE, STRIPS, locked, outside, run_folder
-from tilenet.engine.task import Worker, finish_block
+from tilenet.engine.run import run_blocks
+from tilenet.engine.runfolder import STORE, STRIPS, outside, run_folder
+from tilenet.engine.task import Worker, finish_block, forget_run
 from tilenet.errors import OutputError, VerifyError
 from tilenet.geometry import Window
 from tilenet.pyramid import halve
@@ -105,10 +113,12 @@ def _differs(root: Path, file: str) -> VerifyError:
 def _put_metadata(found: Inspection, bad: list[Bad]) -> None:
     files = found.metadata() if bad else {}
     for one in bad:
-        if one.file not in files:
+        data = files.get(one.file)
+        wanted = None if found.sealed is None else found.sealed.get(one.file)
+        if data is None or wanted not in (None, hashlib.sha256(data).hexdigest()):
             raise _differs(found.path, one.file)
         (found.path / one.file).parent.mkdir(parents=True, exist_ok=True)
-        durable.write(found.path / one.file, files[one.file])
+        durable.write(found.path / one.file, data)
 
 
 class _Bench:
@@ -173,8 +183,7 @@ def _make_blocks(
     if not blocks:
         return
     (folder / STRIPS).mkdir(exist_ok=True)
-    lost = [one for record in found.records for one in record.invalid]
-    mark_lost(folder, lost, range(plan.lattice.blocks))
+    mark_lost(folder, _invalid(found), range(plan.lattice.blocks))
     raster = Raster(plan.raster, open_handle, area=plan.area)
     worker = Worker(folder, plan, raster, bench.store)
     for block in blocks:
@@ -191,42 +200,59 @@ def _pixels(out: Path, plan: Plan, block: int) -> tuple[Pixels, Pixels | None]:
 
 
 def _repair_file(found: Inspection, source: Path | None, model: Path | None) -> None:
-    """Put the blocks that are whole into a run folder as done, and let the run go on from there."""
-    out, folder = found.path, run_folder(found.path)
+    """Put the blocks that are whole into a run folder as done, make the others, and export."""
+    out = found.path
     if all(bad.file == sidecar(out).name for bad in found.bad):
         durable.write(sidecar(out), encode_sidecar(found.document))
         return
     plan = plan_from(found.document, source, model)
     check_beside(out, probabilities=plan.probabilities)  # before a run folder is begun
-    damaged = set(damaged_blocks(out, found.document))
-    with scratch(out):  # whatever a crash left there goes
-        pass
-    folder.mkdir()
-    with locked(folder):
+    with scratch(out) as folder:
+        plan = set_up(plan, out, folder)
         store = MaskStore(folder / STORE, plan.spec)
-        store.create()
-        durable.write(folder / PLAN, plan.dump())
+        mark_lost(folder, _invalid(found), range(plan.lattice.blocks))
         with Journal(folder / JOURNAL) as journal:
-            for record in found.records:
-                if record.block not in damaged:
-                    pixels = _pixels(out, plan, record.block)
-                    stored = write_block(store, plan.lattice, record.block, *pixels)
-                    journal.append([replace(record, files=files_of(stored))])
-    size, blocks = found.document["size"], plan.lattice.blocks
-    device = plan.setup.device_class
-    with _aside(out, folder, size), open_executor("local", blocks, device_class=device) as executor:
-        run_large(plan, out, executor, lambda _pixels: None, overwrite=True)
+            _take_over(found, folder, plan, store, journal)
+            _make_rest(plan, folder, journal)
+            for made, record in zip(journal.records(), found.records, strict=True):
+                if made.sha256 != record.sha256:
+                    raise _differs(out.parent, out.name)
+        upper_levels(store, plan.block_levels + 1)
+        export(
+            plan_document(plan, finished_of(found.document)),
+            plan.spec,
+            partial(store.read, "mask"),
+            partial(store.read, "prob"),
+            out,
+            found.records,
+            overwrite=True,
+        )
 
 
-@contextmanager
-def _aside(out: Path, folder: Path, size: int) -> Iterator[None]:
-    """Move a file of another size away, which a run takes for somebody else's; back if it fails."""
-    moved = out.exists() and out.stat().st_size != size
-    if moved:
-        out.rename(folder / out.name)
-    try:
-        yield
-    except BaseException:
-        if moved and not out.exists():
-            (folder / out.name).rename(out)
-        raise
+def _invalid(found: Inspection) -> list[Invalid]:
+    return [one for record in found.records for one in record.invalid]
+
+
+def _take_over(
+    found: Inspection, folder: Path, plan: Plan, store: MaskStore, journal: Journal
+) -> None:
+    """Note blocks that are whole as done, and those that nobody could make."""
+    damaged = set(damaged_blocks(found.path, found.document))
+    lost = {one.block for one in _invalid(found) if one.why == KILLS}
+    for record in found.records:
+        if record.block not in damaged:
+            pixels = _pixels(found.path, plan, record.block)
+            stored = write_block(store, plan.lattice, record.block, *pixels)
+            journal.append([replace(record, files=files_of(stored))])
+        elif record.block in lost:
+            journal.append([lose_block(folder, plan, record.block)])
+
+
+def _make_rest(plan: Plan, folder: Path, journal: Journal) -> None:
+    blocks, device = plan.lattice.blocks, plan.setup.device_class
+    with open_executor("local", blocks, device_class=device) as executor:
+        try:
+            run_blocks(plan, folder, journal, executor, lambda _pixels: None)
+        finally:
+            forget_run(folder)
+    check_unchanged(plan)
