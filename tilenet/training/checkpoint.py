@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 
@@ -56,6 +56,28 @@ class RunState:
     wait_seconds: float = 0.0
 
 
+class _Patient:
+    """A file that takes all, and keeps the first error for later.
+
+    Torch's writer, once it has met one, ends the whole process when it is collected.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        if self.error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self.error = error
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        pass
+
+
 def write_checkpoint(path: Path, state: RunState, tensors: dict[str, Any]) -> None:
     """Write a checkpoint so that a reader, or the next run, sees all of it or the one before.
 
@@ -71,15 +93,14 @@ def write_checkpoint(path: Path, state: RunState, tensors: dict[str, Any]) -> No
     temp = durable.temporary(path)
     try:
         with temp.open("wb") as file:
-            torch.save({"schema": _SCHEMA, "state": asdict(state)} | tensors, file)
+            patient = _Patient(file)
+            content = {"schema": _SCHEMA, "state": asdict(state)} | tensors
+            torch.save(content, cast("BinaryIO", patient))
+            if patient.error is not None:
+                raise patient.error
             file.flush()
             os.fsync(file.fileno())
         durable.rename(temp, path)
-    except RuntimeError as error:
-        # On a full disk torch's own complaint about the unfinished archive covers the system's.
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from error
-        raise
     finally:
         temp.unlink(missing_ok=True)
 
