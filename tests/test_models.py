@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import networks
 import numpy as np
+import onnx
 import pytest
 import safetensors.torch
 import torch
@@ -21,14 +22,16 @@ from rasters import picture, write_tif
 
 from tilenet.blend import Blend, Decision
 from tilenet.engine import task
+from tilenet.engine.admission import MODELS, admitting
 from tilenet.engine.block import BlockJob, drive
 from tilenet.errors import ModelError, UsageError
 from tilenet.lattice import Axis, Lattice
+from tilenet.models import openvino_backend
 from tilenet.models.build import build_network
 from tilenet.models.card import parse_card
 from tilenet.models.contract import keeps_batch_contract
 from tilenet.models.session import Setup, choose, cpu_precisions, network_shape, open_session
-from tilenet.models.store import bundled_models, find_model
+from tilenet.models.store import bundled_models, find_model, identified
 
 needs_bf16 = pytest.mark.skipif("bf16" not in cpu_precisions(), reason="no bf16 on this processor")
 PRECISIONS = ["fp32", pytest.param("bf16", marks=needs_bf16)]
@@ -533,6 +536,95 @@ def test_the_identity_follows_what_decides_the_scores(tmp_path):
     assert find_model(str(path), None, {"mean": (0.5,)}).sha256 != first
     networks.conv(path, seed=9)
     assert find_model(str(path), None, {}).sha256 != first
+
+
+@pytest.mark.parametrize("backend", ["openvino", "torch"])
+def test_a_network_with_its_own_activation_is_activated_once(unet, pixels, tmp_path, backend):
+    """SMP's may end in one; what the card says of the scores holds."""
+    folder = shutil.copytree(unet, tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text()) | {"activation": "softmax2d"}
+    (folder / "config.json").write_text(json.dumps(config))
+    plain = scores_of(find_model(str(unet), None, {}), backend, pixels)
+    own = find_model(str(folder), None, {})
+    assert np.array_equal(scores_of(own, backend, pixels), plain)
+    as_it_is = find_model(str(folder), None, {"activation": "none"})
+    assert np.abs(scores_of(as_it_is, backend, pixels) - plain).max() < 1e-6
+    assert own.sha256 != as_it_is.sha256
+    with pytest.raises(ModelError, match="ends in its own softmax2d, and is to get sigmoid on top"):
+        find_model(str(folder), None, {"activation": "sigmoid"})
+
+
+@pytest.mark.parametrize("backend", ["openvino", "torch"])
+def test_labels_of_whole_images_are_left_out(unet, pixels, tmp_path, backend):
+    """SMP's `aux_params` make a network of two answers."""
+    import segmentation_models_pytorch as smp
+
+    config = json.loads((unet / "config.json").read_text())
+    known = {k: v for k, v in config.items() if not k.startswith("_")}
+    network = smp.Unet(**known | {"aux_params": {"classes": 4}})
+    network.load_state_dict(safetensors.torch.load_file(unet / "model.safetensors"), strict=False)
+    safetensors.torch.save_file(network.state_dict(), tmp_path / "model.safetensors")
+    config["aux_params"] = {"classes": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shutil.copy(unet / "tilenet.json", tmp_path)
+    plain = scores_of(find_model(str(unet), None, {}), backend, pixels)
+    assert np.array_equal(scores_of(find_model(str(tmp_path), None, {}), backend, pixels), plain)
+
+
+def test_what_cannot_be_converted_is_no_defect(unet, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("no such operation")
+
+    monkeypatch.setattr(openvino_backend, "_traced", refuse)
+    monkeypatch.setattr(openvino_backend, "_is_whole", lambda _: False)
+    files = replace(find_model(str(unet), None, {}), sha256="0" * 64)
+    with pytest.raises(ModelError, match=r"cannot convert it: no such operation; .*backend torch"):
+        scores_of(files, "openvino", picture(64, 64))
+
+
+def external(path, source):
+    """Save an ONNX file whose weights lie in another file, as torch's exporter does."""
+    model = onnx.load(source)
+    where = f"{path.name}.data"
+    onnx.save(model, path, save_as_external_data=True, location=where, size_threshold=0)
+    shutil.copy(source.with_suffix(".json"), path.with_suffix(".json"))
+    return path.with_name(where)
+
+
+def test_weights_in_another_file_are_the_models_too(pixels, tmp_path):
+    source, path = networks.conv(tmp_path / "a.onnx"), tmp_path / "in" / "b.onnx"
+    path.parent.mkdir()
+    data = external(path, source)
+    files = find_model(str(path), None, {})
+    expected = scores_of(find_model(str(source), None, {}), "openvino", pixels)
+    assert np.array_equal(scores_of(files, "openvino", pixels), expected)
+    content = bytearray(data.read_bytes())
+    content[7] ^= 1
+    data.write_bytes(content)
+    assert find_model(str(path), None, {}).sha256 != files.sha256
+    data.unlink()
+    with pytest.raises(ModelError, match=r"weights in b\.onnx\.data are missing"):
+        find_model(str(path), None, {})
+
+
+def test_workers_get_weights_in_another_file_too(tmp_path):
+    path = tmp_path / "b.onnx"
+    external(path, networks.conv(tmp_path / "a.onnx"))
+    files, folder = find_model(str(path), None, {}), tmp_path / "run"
+    folder.mkdir()
+    for _ in range(2):
+        with admitting(folder, files, {"tilenet": "0"}, elsewhere=True):
+            [copy] = (folder / MODELS).glob("*.onnx")
+            assert identified(replace(files, weights=copy)).sha256 == files.sha256
+        (folder / MODELS / "b.onnx.data").write_bytes(b"rotten")
+
+
+def test_weights_elsewhere_are_not_looked_for(tmp_path):
+    path = tmp_path / "b.onnx"
+    external(path, networks.conv(tmp_path / "a.onnx"))
+    path.write_bytes(path.read_bytes().replace(b"b.onnx.data", b"../nnx.data"))
+    with pytest.raises(ModelError, match="put them beside it"):
+        find_model(str(path), None, {})
 
 
 def test_weights_that_do_not_fit_the_architecture(unet, tmp_path):

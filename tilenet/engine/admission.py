@@ -24,7 +24,7 @@ from tilenet.engine.worker import own_threads
 from tilenet.errors import InputError, ModelError, OutputError, UnfitError
 from tilenet.models.session import Setup, choose
 from tilenet.models.sizes import Sizes, Wanted, choose_sizes
-from tilenet.models.store import ModelFiles, identified
+from tilenet.models.store import ModelFiles, external_files, identified
 from tilenet.sources import Area, Raster, RasterInfo, RemoteName, named, open_raster
 from tilenet.strangers import exists
 from tilenet.watchdog import watched
@@ -112,11 +112,20 @@ def _model_path(files: ModelFiles, folder: Path) -> Path:
     return folder / MODELS / f"{files.sha256}{files.weights.suffix}"
 
 
+def _is_copied(files: ModelFiles, path: Path) -> bool:
+    try:
+        return identified(replace(files, weights=path)).sha256 == files.sha256
+    except (FileNotFoundError, ModelError):
+        return False
+
+
 def _copy_model(files: ModelFiles, folder: Path) -> None:
     path = _model_path(files, folder)
     # One that is there may be from before a power cut, or have rotted: workers would refuse it.
-    if not path.exists() or identified(replace(files, weights=path)).sha256 != files.sha256:
+    if not _is_copied(files, path):
         path.parent.mkdir(exist_ok=True)
+        for other in external_files(files.weights) if files.kind == "onnx" else ():
+            durable.copy(other, path.with_name(other.name))
         durable.copy(files.weights, path)
 
 

@@ -127,5 +127,8 @@ def build_network(files: ModelFiles) -> torch.nn.Module:
             "check config.json",
         )
     network.load_state_dict(state)
+    if getattr(network, "classification_head", None) is not None:
+        # SMP's `aux_params`: labels of whole images.
+        network.classification_head = None  # type: ignore[assignment]  # as SMP has it without
     network.eval()
     return network

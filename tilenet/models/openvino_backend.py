@@ -117,7 +117,21 @@ def onnx_shape(path: Path) -> NetworkShape:
 
 
 def _convert(files: ModelFiles) -> ov.Model:
-    """Convert an SMP network, traced on a small image: quick, and in little memory."""
+    """Convert an SMP network; raises ModelError where that is not possible."""
+    try:
+        return _traced(files)
+    except (ModelError, MemoryError, OSError):
+        raise
+    except Exception as error:  # torch's tracer and OpenVINO raise whatever they meet
+        raise blame(
+            ModelError(
+                f"OpenVINO cannot convert it: {error}", files.weights.parent, "try --backend torch"
+            )
+        ) from error
+
+
+def _traced(files: ModelFiles) -> ov.Model:
+    """Convert a network that is traced on a small image: quick, and in little memory."""
     import torch
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 

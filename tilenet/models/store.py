@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from tilenet.blend import Activation
 from tilenet.durable import temporary
 from tilenet.errors import ModelError
 from tilenet.models.card import ModelCard, parse_card
@@ -19,6 +22,7 @@ __all__ = [
     "ModelFiles",
     "bundled_models",
     "cache_folder",
+    "external_files",
     "find_model",
     "identified",
     "keep",
@@ -32,6 +36,12 @@ DEFAULT_CONVERSION = (
 _PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".tar"}
 _MAX_JSON_BYTES = 4 << 20
 _MAX_CHANNELS = 4096
+_ACTIVATIONS: dict[str, Activation] = {
+    "sigmoid": "sigmoid", "softmax2d": "softmax", "softmax": "softmax"
+}  # fmt: skip
+"""What SMP calls what we can do."""
+_LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])", re.DOTALL)
+"""In protobuf: field 1, 8 bytes, the key; field 2, so many bytes, a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +132,33 @@ def identified(files: ModelFiles) -> ModelFiles:
     ).encode()
     config = json.dumps(files.config, sort_keys=True).encode()
     weights = files.weights.absolute()  # a worker may stand elsewhere
-    return replace(files, weights=weights, sha256=_hash(weights, config, card))
+    others = external_files(weights) if files.kind == "onnx" else []
+    return replace(files, weights=weights, sha256=_hash(weights, config, card, *others))
+
+
+def external_files(weights: Path) -> list[Path]:
+    """Return the files beside an ONNX file in which its weights lie, if they do.
+
+    ONNX's `TensorProto.external_data` names them: entries of the keys "location", "offset" …
+
+    Raises
+    ------
+    ModelError
+        One is not there, or elsewhere.
+    """
+    with weights.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return []
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            found = {data[m.end() : m.end() + m[1][0]] for m in _LOCATION.finditer(data)}
+    paths = []
+    for name in sorted(os.fsdecode(one) for one in found):
+        if "/" in name or name in (".", ".."):
+            raise ModelError(f"its weights lie in {name}", weights, "put them beside it")
+        if not weights.with_name(name).is_file():
+            raise ModelError(f"its weights in {name} are missing", weights, "put them beside it")
+        paths.append(weights.with_name(name))
+    return paths
 
 
 def _check_numbers(config: dict[str, Any], folder: Path) -> None:
@@ -138,6 +174,30 @@ def _check_numbers(config: dict[str, Any], folder: Path) -> None:
             raise ModelError(
                 f"config.json: {key} is {config[key]!r}", folder, f"at most {_MAX_CHANNELS}"
             )
+
+
+def _with_one_activation(
+    card: ModelCard, config: dict[str, Any], text: bytes, overrides: dict[str, Any], folder: Path
+) -> tuple[ModelCard, dict[str, Any]]:
+    """Return card and config of a network that is activated once: by us, if they agree.
+
+    SMP's own networks may end in an activation too.
+    """
+    own = config.get("activation")
+    if own in (None, "identity"):
+        return card, config
+    name = _ACTIVATIONS.get(str(own))
+    said = "activation" in overrides or "activation" in parse_json(text)
+    if name is not None and not said:
+        card = card.model_copy(update={"activation": name})
+    if card.activation == name:
+        return card, config | {"activation": None}
+    if card.activation != "none":
+        raise ModelError(
+            f"the network ends in its own {own}, and is to get {card.activation} on top", folder,
+            "set the activation of its tilenet.json to none, or give --activation none",
+        )  # fmt: skip
+    return card, config
 
 
 def _from_folder(folder: Path, card_path: Path | None, overrides: dict[str, Any]) -> ModelFiles:
@@ -163,6 +223,7 @@ def _from_folder(folder: Path, card_path: Path | None, overrides: dict[str, Any]
     if "bands" not in overrides and "in_channels" in config and text == b"{}":
         overrides = overrides | {"bands": config["in_channels"]}
     card = parse_card(text, str(path), overrides)
+    card, config = _with_one_activation(card, config, text, overrides, folder)
     if card.band_count != config.get("in_channels", 3):
         raise ModelError(
             f"tilenet.json says {card.band_count} bands, config.json "

@@ -287,7 +287,9 @@ class TorchSession:
             )
             try:
                 logits = self._network(inputs).to(torch.float32)  # (N, K, h, w)
-            except (NotImplementedError, TypeError, ValueError) as error:
+            except (
+                NotImplementedError, TypeError, ValueError, AttributeError, AssertionError
+            ) as error:  # fmt: skip
                 raise ModelError(
                     f"it cannot run: {error}", self._where, "check config.json"
                 ) from error
