@@ -28,7 +28,8 @@ from tilenet.engine.plan import Plan
 from tilenet.engine.runfolder import PLAN, run_folder
 from tilenet.errors import InputError, OutputError, UsageError
 from tilenet.geometry import Window
-from tilenet.sources import Area, View, area_of, open_raster
+from tilenet.sources import Area, View, area_of, cover, open_raster
+from tilenet.sources.cover import MaskFile
 from tilenet.sources.tissue import find_tissue
 from tilenet.training.vectors import Grid, Polygons
 
@@ -749,6 +750,43 @@ def test_tissue_of_a_slide_that_points_elsewhere(tmp_path):
     rasterio.shutil.copy(str(source), str(tmp_path / "a.vrt"), driver="VRT")
     _, seen = kept(open_raster(tmp_path / "a.vrt", View(allow_remote=True)).info, within="auto")
     assert np.array_equal(seen, kept(open_raster(source).info, within="auto")[1])
+
+
+@pytest.mark.parametrize("ending", ["zarr", "tif"])
+def test_a_mask_of_ours_says_where(cli, models, tmp_path, ending):
+    """Of many blocks, by a cluster's check at the end, and for a repair."""
+    source = write_tif(tmp_path / "a.tif", picture(300, 400))
+    within, out = tmp_path / f"tissue.{ending}", tmp_path / "x.zarr"
+    run(source, within, models / "identity.onnx", block=128)
+    kept = array(within) if ending == "zarr" else rasterio.open(within).read(1)
+    run(source, out, models / "positional.onnx", block=128, within=str(within))
+    assert np.array_equal(array(out) != 255, (kept != 0) & (kept != 255))
+    next(path for path in (out / "mask").rglob("0*") if path.is_file()).unlink()
+    assert cli("verify", out, "--repair").code == 0
+    run(source, tmp_path / f"new.{ending}", models / "constant.onnx", block=128)
+    shutil.rmtree(within) if within.is_dir() else within.unlink()
+    (tmp_path / f"new.{ending}").rename(within)
+    next(path for path in (out / "mask").rglob("0*") if path.is_file()).unlink()
+    done = cli("verify", out, "--repair")
+    assert (done.code, "mask of --within was changed" in done.err) == (3, True)
+
+
+@pytest.mark.parametrize("placed", [False, True])
+def test_a_mask_that_is_much_finer_is_read_in_parts(tmp_path, monkeypatch, placed):
+    """The same pixels count, whatever is read at a time."""
+    info = open_raster(write_tif(tmp_path / "a.tif", picture(70, 90), georeferenced=placed)).info
+    fine = np.random.default_rng(0).integers(0, 2, (1, 700, 900)).astype("u1")
+    mask = write_tif(tmp_path / "m.tif", fine, georeferenced=placed)
+    if placed:
+        with rasterio.open(mask, "r+") as dst:
+            dst.transform = TRANSFORM @ Affine.scale(0.1)
+    _, expected = kept(info, within=mask)
+    largest, read = [], MaskFile.read
+    monkeypatch.setattr(cover, "_MOST_READ", 5000)
+    monkeypatch.setattr(MaskFile, "read", lambda s, w: largest.append(w.pixels) or read(s, w))
+    assert np.array_equal(kept(info, within=mask)[1], expected)
+    assert max(largest) <= 9000
+    assert len(largest) > 50
 
 
 PLAIN = {

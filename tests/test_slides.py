@@ -193,6 +193,14 @@ def test_a_file_that_claims_an_absurd_resolution_is_refused(tmp_path, models, cl
     assert cli("predict", image, *flags, "--source-mpp", 0.25).code == 0
 
 
+def test_a_network_of_metres_does_not_shrink_a_map_in_degrees():
+    degrees = Georeference("EPSG:4326", (0.00025, 0.0, 15.0, 0.0, -0.00025, 45.0))
+    chosen = settle(View(trained_resolution=10.0), LEVELS, degrees, None, "x")
+    assert chosen.size == LEVELS[0]
+    assert "trained at 10 m (or degrees) per pixel" in chosen.notes[0]
+    assert settle(View(trained_resolution=0.0005), LEVELS, degrees, None, "x").notes == ()
+
+
 def test_a_network_of_degrees_does_not_shrink_a_map_in_metres():
     place = Georeference("EPSG:32633", (10.0, 0.0, 5e5, 0.0, -10.0, 5e6))
     chosen = settle(View(trained_resolution=1e-5), LEVELS, place, 1.0, "x")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import struct
 
 import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
+import tifffile
+import zarr
 from PIL import Image
 from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
@@ -15,6 +18,8 @@ from rasterio.env import getenv, hasenv
 from rasterio.errors import NotGeoreferencedWarning
 from rasters import TRANSFORM, UTM, picture, write_tif
 
+from tilenet.api import predict
+from tilenet.config import PredictConfig
 from tilenet.errors import InputError
 from tilenet.geometry import Window
 from tilenet.quiet import ignoring
@@ -318,3 +323,83 @@ def test_gdal_is_set_within_and_only_there():
             assert told() == (False, "TRUE")
         assert told() == (False, "TRUE")
     assert not hasenv()
+
+
+# -- pages
+
+
+PAGES = [picture(60, 70, seed=k) for k in range(3)]
+
+
+def imagej(path):
+    """Write planes under one directory, as ImageJ does where they are large."""
+    planes = np.stack([page[0] for page in PAGES])
+    tifffile.imwrite(path, planes, imagej=True, metadata={"axes": "ZYX"})
+
+
+def by_pillow(path):
+    first, *more = (Image.fromarray(np.moveaxis(page, 0, -1)) for page in PAGES)
+    first.save(path, save_all=True, append_images=more)
+
+
+def by_tifffile(path):
+    tifffile.imwrite(path, np.stack([page[0] for page in PAGES]), photometric="minisblack")
+
+
+@pytest.mark.parametrize("write", [imagej, by_pillow, by_tifffile])
+def test_of_pages_of_one_kind_one_is_chosen(tmp_path, write):
+    """Whoever wrote them: the first of thirty slices is not the picture."""
+    path = tmp_path / "a.tif"
+    write(path)
+    with pytest.raises(InputError, match=r"a stack of planes .*--plane") as caught:
+        open_raster(path)
+    axis = re.search(r"--plane (\w)=", str(caught.value))[1]
+    info = open_raster(path, View(plane=((axis, 1),))).info
+    pixels, _ = open_raster(path, View(plane=((axis, 1),))).read(
+        Window(0, 0, 60, 70), np.zeros(len(info.bands))
+    )
+    assert np.array_equal(pixels, PAGES[1][: len(info.bands)])
+
+
+def test_a_page_of_another_kind_is_no_plane(tmp_path):
+    """A thumbnail, a smaller level, a mask."""
+    for name, other in (
+        ("small", PAGES[1][:, :30, :35]), ("grey", PAGES[1][:1]), ("wide", PAGES[1].astype("u2")),
+    ):  # fmt: skip
+        with tifffile.TiffWriter(tmp_path / f"{name}.tif") as tif:
+            tif.write(np.moveaxis(PAGES[0], 0, -1), photometric="rgb", metadata=None)
+            photometric = "minisblack" if len(other) == 1 else "rgb"
+            tif.write(np.moveaxis(other, 0, -1), photometric=photometric, metadata=None)
+        assert open_raster(tmp_path / f"{name}.tif").info.driver == "GTiff"
+    path = write_tif(tmp_path / "masked.tif", PAGES[0][:1])
+    with (
+        ignoring(NotGeoreferencedWarning),
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(path, "r+") as dst,
+    ):
+        dst.write_mask(np.eye(60, 70, dtype=bool))
+    assert open_raster(path).info.driver == "GTiff"
+
+
+def test_numbers_that_float32_does_not_hold_need_no_word(tmp_path):
+    """Warnings are errors here: stderr belongs to the events."""
+    pixels = picture(40, 50).astype("float64")
+    pixels[:, :5] = -1.7976931348623157e308
+    path = write_tif(tmp_path / "a.tif", pixels, nodata=-1.7976931348623157e308)
+    found, valid = open_raster(path).read(Window(0, 0, 40, 50), np.full(3, 7.0))
+    assert not valid[:5].any()
+    assert valid[5:].all()
+    assert np.array_equal(found[:, 5:], pixels[:, 5:])
+    small = open_raster(write_tif(tmp_path / "b.tif", picture(40, 50), nodata=0))
+    assert small.read(Window(0, 0, 40, 50), np.full(3, 5000.0))[0].dtype == "uint8"
+
+
+@pytest.mark.parametrize(("height", "width"), [(33, 64), (64, 33), (33, 33)])
+def test_the_last_row_and_column_of_a_raster_are_reflected(tmp_path, models, height, width):
+    """A block may begin with them; its mask is that of the run in one block."""
+    source = write_tif(tmp_path / "a.tif", picture(height, width))
+    options = {"tile": 32, "overlap": 0, "chunk": 32, "model": str(models / "conv.onnx")}
+    for name, block in (("one.zarr", None), ("many.zarr", 32)):
+        predict([source], tmp_path / name, PredictConfig(**options, block=block))
+    one, many = (zarr.open_array(tmp_path / f"{n}.zarr/mask")[:] for n in ("one", "many"))
+    assert np.array_equal(one, many)

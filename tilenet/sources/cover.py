@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,8 @@ from tilenet.geometry import Affine6, Window
 from tilenet.sources.packing import pack, unpack
 from tilenet.sources.places import brought, crs_of, near, turn_of, unplaced
 from tilenet.sources.raster import Raster
-from tilenet.sources.rasterinfo import RasterInfo, fingerprint
+from tilenet.sources.rasterinfo import RasterInfo
+from tilenet.strangers import exists
 
 __all__ = ["BitMask", "Cover", "Ground", "MaskFile", "cover_of"]
 
@@ -26,6 +26,7 @@ Bool = NDArray[np.bool_]
 Index = NDArray[np.intp]
 
 _PAGE = 512
+_MOST_READ = 1 << 24  # pixels of a mask at a time
 _EDGE = 2.0**-20  # of a pixel of the mask: centres upon an edge fall to one side, all of them
 _KNOT = 32  # pixels between the points that are warped exactly; between them, a straight line
 
@@ -111,9 +112,12 @@ class MaskFile:
 
     def check(self) -> None:
         """Raise InputError if the file is gone or has changed."""
-        if not all(Path(name).is_file() for name in self.info.files):
+        from tilenet.sources.opening import open_raster
+
+        if not exists(self.info.path):
             raise InputError("the mask of --within is not where it was", self.info.path)
-        if fingerprint(self.info.files) != self.info.fingerprint:
+        now = open_raster(self.info.path, self.info.view, checked=False).info
+        if now.fingerprint != self.info.fingerprint:
             raise InputError("the mask of --within was changed since", self.info.path)
 
 
@@ -230,13 +234,16 @@ class Cover:
         cols = (2 * np.arange(window.col, window.col_stop) + 1) * self.mask.width
         rows, cols = rows // (2 * self.height), cols // (2 * self.width)
         kept = np.empty((window.height, window.width), bool)
-        for top in range(0, window.height, _PAGE):  # a fine mask under a coarse image is large
-            some = rows[top : top + _PAGE]
+        # A fine mask under a coarse image is large.
+        line = (int(cols[-1]) + 1 - int(cols[0])) * -(-self.mask.height // self.height)
+        step = max(1, min(_PAGE, _MOST_READ // line))
+        for top in range(0, window.height, step):
+            some = rows[top : top + step]
             read = Window.from_bounds(
                 int(some[0]), int(cols[0]), int(some[-1]) + 1, int(cols[-1]) + 1
             )
             found = self.mask.read(read)
-            kept[top : top + _PAGE] = found[:, cols - read.col][some - read.row]
+            kept[top : top + step] = found[:, cols - read.col][some - read.row]
         return kept
 
     def _at(self, rows: Index, cols: Index) -> Bool:
@@ -249,6 +256,10 @@ class Cover:
             int(inner_rows.min()), int(inner_cols.min()),
             int(inner_rows.max()) + 1, int(inner_cols.max()) + 1,
         )  # fmt: skip
+        if read.pixels > _MOST_READ and on.size > 1:
+            axis = int(on.shape[1] > on.shape[0])
+            halves = zip(*(np.array_split(one, 2, axis) for one in (rows, cols)), strict=True)
+            return np.concatenate([self._at(*half) for half in halves], axis)
         on[on] = self.mask.read(read)[inner_rows - read.row, inner_cols - read.col]
         return on
 

@@ -176,7 +176,7 @@ class Raster:
             valid = kept if valid is None else kept & valid
             if damaged:
                 damaged[:] = [one for one in damaged if self.area.kept(one).any()]
-        if (box.height, box.width) != (window.height, window.width):
+        if box != window:
             index = np.ix_(rows - box.row, cols - box.col)
             pixels = np.ascontiguousarray(pixels[:, index[0], index[1]])
             valid = None if valid is None else valid[index]
@@ -276,7 +276,8 @@ class Raster:
         """Return stored numbers, (C, h, w), as what they mean, in the dtype that is handed out."""
         scaling = self.info.scaling
         if scaling is None:
-            return stored.astype(self.info.dtype, copy=False)
+            with np.errstate(over="ignore"):  # a nodata value of float64 is infinite in float32
+                return stored.astype(self.info.dtype, copy=False)
         pixels = np.empty(stored.shape, self.info.dtype)
         for band, (scale, offset) in enumerate(scaling):
             pixels[band] = stored[band].astype(np.float64) * scale + offset
@@ -304,5 +305,7 @@ class Raster:
 
 
 def _as_pixels(fill: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
-    rounded = fill if dtype.kind == "f" else np.rint(fill)
-    return rounded.astype(dtype)[:, None, None]
+    if dtype.kind != "f":
+        limits = np.iinfo(dtype)
+        fill = np.rint(fill).clip(limits.min, limits.max)
+    return fill.astype(dtype)[:, None, None]

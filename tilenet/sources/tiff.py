@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import rasterio
 from numpy.typing import NDArray
+from rasterio.errors import NotGeoreferencedWarning
 
 from tilenet.errors import InputError, UsageError
 from tilenet.geometry import Georeference, Window
+from tilenet.quiet import ignoring
 from tilenet.sources.bands import bands_in_use
 from tilenet.sources.rasterinfo import AS_READ, CONVERTED, Found, RasterInfo
 from tilenet.sources.stack import StackHandle, band_count, chosen_plane, plane_counts
@@ -27,11 +31,31 @@ _MAX_CHUNK_BYTES = 64 << 20
 
 
 def is_stack(dataset: Any) -> bool:
-    """Return whether a TIFF that GDAL opened is an OME-TIFF or a stack of ImageJ's."""
+    """Return whether a TIFF that GDAL opened is an OME-TIFF, or several pictures of one kind."""
     description = dataset.tags().get("TIFFTAG_IMAGEDESCRIPTION", "")
-    if description.startswith("ImageJ="):
-        return len(dataset.subdatasets) > 1
-    return "<OME" in description[:4096] and "openmicroscopy" in description[:4096]
+    if "<OME" in description[:4096] and "openmicroscopy" in description[:4096]:
+        return True
+    # Of more than 4 GB, ImageJ writes one directory for all of its planes.
+    images = re.search(r"^images=(\d+)", description, re.MULTILINE)
+    if description.startswith("ImageJ=") and images and int(images[1]) > 1:
+        return True
+    return _kind(dataset) == _kind_of_second(dataset.name)
+
+
+def _kind(dataset: Any) -> tuple[Any, ...]:
+    return dataset.shape, dataset.dtypes, dataset.colorinterp  # a mask has a palette for GDAL
+
+
+def _kind_of_second(path: str) -> tuple[Any, ...] | None:
+    """Return what the second page is; None if there is none, or it does not read.
+
+    By a handle of its own: where a page is broken, GDAL's is good for nothing more.
+    """
+    try:
+        with ignoring(NotGeoreferencedWarning), rasterio.open(f"GTIFF_DIR:2:{path}") as second:
+            return _kind(second)
+    except Exception:  # GDAL's own classes are neither RasterioError nor OSError
+        return None
 
 
 def _open(path: str, file: BinaryIO) -> Any:

@@ -94,7 +94,8 @@ def _marked(pixels: NDArray[Any], nodata: tuple[float | None, ...]) -> NDArray[n
         elif pixels.dtype.kind in "iu" and not holds(pixels.dtype, value):
             continue  # a nodata value that the pixels cannot hold marks nothing
         else:
-            same = pixels[band] == np.asarray(value).astype(pixels.dtype)
+            with np.errstate(over="ignore"):
+                same = pixels[band] == np.asarray(value).astype(pixels.dtype)
         if same.any():
             if invalid is None:
                 invalid = np.zeros(pixels.shape, bool)

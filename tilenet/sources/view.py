@@ -17,6 +17,7 @@ Size = tuple[int, int]
 _SAME, _SAME_AS_TRAINED = 0.01, 0.1
 # A level this near to what is asked for, or to what the network was trained at, is read as it is.
 _MOST_ENLARGED = 16.0
+_MOST_DEGREES = 0.5  # per pixel: a network trained at more was trained at metres
 _LEAST_LEFT = 0.5  # of a pixel, of each side of a raster that is reduced
 
 
@@ -223,6 +224,8 @@ def _trained(view: View, place: Georeference, metres: float | None) -> tuple[flo
     if own is None:
         return None
     assert view.trained_resolution is not None
+    if metres is None and place.crs_wkt and view.trained_resolution > _MOST_DEGREES:
+        return None  # metres say nothing of degrees
     wanted = view.trained_resolution / (metres or 1.0)
     return wanted / own[0], wanted / own[1]
 
