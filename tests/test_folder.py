@@ -1,6 +1,8 @@
 """Folders: one run over many small rasters; a broken one loses only itself."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import networks
@@ -229,3 +231,61 @@ def test_a_link_to_nothing_fails_alone(tmp_path, model, cli):
         (str(images / "gone.tif"), 3)
     ]
     assert "no such file" in found["failed"][0]["error"]
+
+
+def test_the_dry_run_knows_what_the_run_would_leave_or_refuse(cli, model, tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    for k in range(2):
+        write_image(source / f"{k}.png", picture(30, 40, seed=k))
+    assert cli(*arguments(source, out, model)).code == 0
+    (source / "0.png").write_text("gone bad since")
+    line = (*arguments(source, out, model), "--skip-finished", "--dry-run", "--json")
+    done = cli(*line)
+    assert done.code == 0, done.err
+    assert [one["skipped"] for one in json.loads(done.out)["estimate"]] == [True, True]
+    write_image(source / "1.jpg", picture(30, 40))
+    for dry in ((), ("--dry-run",)):
+        assert cli(*arguments(source, tmp_path / "new", model), *dry).code == 5
+
+
+def test_a_signature_is_nowhere(cli, model, served, tmp_path):
+    folder, address, _ = served
+    write_tif(folder / "a.tif", picture(30, 40), georeferenced=True)
+    names = [f"{address}/{name}.tif?sig=SECRET" for name in "ab"]
+    for dry in ((), ("--dry-run",)):
+        done = cli("predict", *names, "--out", tmp_path / "out", "--model", model, "--json",
+                   "--allow-remote", "--csv", tmp_path / "a.csv", *dry)  # fmt: skip
+        assert done.code == 7
+        assert "b.tif" in done.out
+        assert "SECRET" not in done.out + done.err
+    assert "b.tif" in (tmp_path / "a.csv").read_text()
+    assert "SECRET" not in (tmp_path / "a.csv").read_text()
+
+
+def test_a_threshold_without_effect_is_told(cli, model, tmp_path):
+    write_image(tmp_path / "a.png", picture(30, 40))
+    done = cli("predict", tmp_path / "a.png", "--out", tmp_path / "x.png", "--model", model,
+               "--threshold", "0.8")  # fmt: skip
+    assert done.code == 0, done.err
+    assert done.err.count("--threshold has no effect") == 1
+
+
+def test_letters_that_a_terminal_does_not_have(folder, model, environment, tmp_path):
+    write_image(tmp_path / "水.png", picture(30, 40))
+    line = [sys.executable, "-m", "tilenet", "predict", tmp_path / "水.png", "--out",
+            tmp_path / "水.mask.png", "--model", model]  # fmt: skip
+    done = subprocess.run(line, env=environment | {"PYTHONIOENCODING": "latin-1"},
+                          capture_output=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(b"\\u6c34.mask.png\n")
+
+
+def test_a_result_that_nobody_takes_is_in_the_summary(model, environment, tmp_path):
+    write_image(tmp_path / "a.png", picture(30, 40))
+    line = [sys.executable, "-m", "tilenet", "predict", tmp_path / "a.png", "--out",
+            tmp_path / "x.png", "--model", model, "--summary", tmp_path / "s.json"]  # fmt: skip
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(line, env=environment, stdout=full, stderr=-3, check=False)
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert (done.returncode, found["exit_code"]) == (6, 6)
+    assert found["finished"] == 1

@@ -301,3 +301,12 @@ def test_has_item_takes_anything(tmp_path):
     shutil.rmtree(tmp_path / "x.tif.stac.json")
     (tmp_path / "x.tif.stac.json").write_bytes(b"\xff" * 9)
     assert not item.has_item(tmp_path / "x.tif")
+
+
+def test_an_item_of_somebody_elses_is_seen_before_the_work(run, tmp_path):
+    image = source(tmp_path / "a.tif", georeferenced=True)
+    beside = tmp_path / "x.tif.stac.json"
+    beside.write_text("{}")
+    done = run(image, "--out", tmp_path / "x.tif", "--stac")
+    assert (done.code, str(beside) in done.err) == (5, True)
+    assert not (tmp_path / "x.tif").exists()

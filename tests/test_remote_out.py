@@ -21,14 +21,15 @@ from tilenet.api import estimate, predict
 from tilenet.config import PredictConfig
 from tilenet.engine.elsewhere import RemoteOutput
 from tilenet.engine.lease import Lease
+from tilenet.engine.mirror import Mirror
 from tilenet.engine.objects import Objects
 from tilenet.engine.request import Job
 from tilenet.errors import OutputError, ResourceError, UsageError
 from tilenet.events import Tracker
 from tilenet.models.store import find_model
 from tilenet.predicting.afar import predict_remote
-from tilenet.predicting.asking import plan_of, request_for
-from tilenet.predicting.single import run_one
+from tilenet.predicting.asking import Clock, plan_of, request_for
+from tilenet.predicting.single import make_one
 from tilenet.sources import RemoteName, find_inputs
 
 OUT = "s3://bucket/some/m.zarr"
@@ -261,6 +262,20 @@ def test_a_killed_run_goes_on(
     assert content(bucket) == expected
 
 
+def test_who_listens_hears_the_end_when_it_is_there(bucket, models, source, tmp_path, monkeypatch):
+    """And where the mask lies, not where it is made."""
+    heard, finish = [], Mirror.finish
+
+    def sent(self, *arguments):
+        assert "finish" not in [event["event"] for event in heard]
+        finish(self, *arguments)
+
+    monkeypatch.setattr(Mirror, "finish", sent)
+    predict([source], OUT, configured(models, tmp_path), listener=heard.append)
+    told = {event["event"]: event["output"] for event in heard if "output" in event}
+    assert told == {"start": OUT, "finish": OUT}
+
+
 def test_what_a_crash_leaves_at_the_end(bucket, expected, models, source, tmp_path):
     import obstore
 
@@ -271,12 +286,14 @@ def test_what_a_crash_leaves_at_the_end(bucket, expected, models, source, tmp_pa
     request = request_for(here, None)
     plan = plan_of(Job(source, place.local), request)
     with place.owned(plan, overwrite=False) as mirror:
-        run_one(
+        make_one(
             find_inputs([source], place.local)[0],
             place.local,
+            place.place,
             request,
             Tracker(print, print),
-            mirror,
+            Clock(),
+            copy=mirror,
         )
     assert place.local.is_dir()
     left = content(bucket)

@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.config import PredictConfig
-from tilenet.engine.item import has_item, write_item
+from tilenet.engine.item import check_item, has_item, write_item
 from tilenet.engine.output import check_output
 from tilenet.engine.plan import Plan
 from tilenet.engine.request import Job, open_job, plan_for
 from tilenet.engine.room import needed_bytes
 from tilenet.engine.savings import savings_of
+from tilenet.engine.skipping import finished_mask
 from tilenet.errors import (
-    InputError,
-    ModelError,
     OutputError,
+    TilenetError,
     UsageError,
     convert_errors,
+    error_of_one,
     without_secrets,
 )
 from tilenet.events import Listener, Tracker
@@ -29,7 +30,7 @@ from tilenet.models.store import ModelFiles, find_model
 from tilenet.part import Part
 from tilenet.predicting.afar import predict_remote, remote_output, with_tile_there
 from tilenet.predicting.asking import makes_one, named_output, plan_of, request_for, scenes_of
-from tilenet.predicting.several import own_share, predict_many
+from tilenet.predicting.several import jobs_of, predict_many
 from tilenet.predicting.single import predict_one
 from tilenet.results import Failure, PredictResult, RunResult, Skipped
 from tilenet.sinks import label_path, read_image
@@ -132,6 +133,8 @@ def predict(
             return predict_remote(_find(names, place.local, config), place, config, tracker)
         found = _find(names, out, config)
         if makes_one(names, config):
+            if config.stac:
+                check_item(out)  # before hours of work
             result = predict_one(found, out, config, tracker)
             _write_items(result.runs, config)
             return result
@@ -241,8 +244,13 @@ def estimate(
         if single:
             out = named_output(out, config)
         request = request_for(config, None, scenes_of(found, config))
-        for source in found[:1] if single else own_share(found, config):
-            job = Job(source.path, out if single else out / source.stem)
+        skipping = config.skip_finished and not single
+        for job in [Job(found[0].path, out)] if single else jobs_of(found, out, config):
+            there = finished_mask(job, config.format, named=False) if skipping else None
+            if there is not None:
+                known = {"input": without_secrets(str(job.path)), "output": str(there)}
+                yield known | {"finished": True, "skipped": True}
+                continue
             try:
                 with closing(open_job(job, request)) as raster:
                     plan, name = plan_for(raster.info, job, request, named=single)
@@ -250,7 +258,7 @@ def estimate(
                 share = _estimate_part(plan, config.part) if single and config.part else {}
                 found_out = {"output": str(name), "finished": finished}
                 yield _estimate(plan, request.files) | share | found_out
-            except (InputError, ModelError, OutputError) as error:
-                if single:
+            except TilenetError as error:
+                if single or error_of_one(error, job.path) is None:
                     raise
-                yield {"input": str(source.path), "error": error.as_dict()}
+                yield {"input": without_secrets(str(job.path)), "error": error.as_dict()}

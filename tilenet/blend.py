@@ -24,7 +24,16 @@ from numpy.typing import NDArray
 from tilenet.classes import NODATA
 from tilenet.lattice import Axis
 
-__all__ = ["Activation", "Blend", "Decision", "Sums", "axis_weights", "decide", "quantise"]
+__all__ = [
+    "Activation",
+    "Blend",
+    "Decision",
+    "Sums",
+    "axis_weights",
+    "decide",
+    "has_threshold",
+    "quantise",
+]
 
 ONE = 1 << 30
 """The integer that stands for a probability of 1."""
@@ -150,7 +159,12 @@ class Decision:
 
     def thresholded(self, channels: int) -> bool:
         """Whether the threshold is used."""
-        return channels == 1 or self.activation == "sigmoid"
+        return has_threshold(self.activation, channels)
+
+
+def has_threshold(activation: Activation, channels: int) -> bool:
+    """Return whether scores of so many channels are held against a threshold."""
+    return channels == 1 or activation == "sigmoid"
 
 
 def _strip_rows(width: int) -> int:

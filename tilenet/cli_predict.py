@@ -245,15 +245,16 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         result = api.predict(inputs, out, options, listener=look)
         if csv is not None and result.complete:
             write_csv(result, csv)
+        single = api.is_single(inputs, options)
+        # Before the record says how it ended: stdout may not take it.
+        if as_json:
+            show(result.first_as_dict() if single else result.as_dict())
+        else:
+            for output in result.outputs:
+                show(output)
         look.end(result.exit_code)
-    single = api.is_single(inputs, options)
-    if as_json:
-        show(result.first_as_dict() if single else result.as_dict())
-    else:
-        for output in result.outputs:
-            show(output)
-        for line in lines(result) if progress != "json" else ():
-            tell(line)
+    for line in lines(result) if not as_json and progress != "json" else ():
+        tell(line)
     _complain_of([failure.error for failure in result.failed], None if single else result.inputs)
     raise typer.Exit(result.exit_code)
 

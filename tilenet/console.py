@@ -74,8 +74,9 @@ def show(result: str | dict[str, Any]) -> None:
     if sys.stdout is None:
         raise _unwritten("it is closed")
     try:
-        # A file's name need not be text.
-        sys.stdout.write(text.encode(errors="backslashreplace").decode() + "\n")
+        # A file's name need not be text, and a terminal need not have every letter.
+        encoding = sys.stdout.encoding or "utf-8"
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
         sys.stdout.flush()
     except OSError as error:
         raise _unwritten(error.strerror) from error

@@ -10,7 +10,7 @@ from typing import Any
 from tilenet.engine.convert import convert
 from tilenet.engine.elsewhere import RemoteOutput
 from tilenet.engine.inspection import Bad, inspect
-from tilenet.engine.item import has_item, write_item
+from tilenet.engine.item import check_item, has_item, write_item
 from tilenet.engine.repair import repair as repair_mask
 from tilenet.errors import UsageError, VerifyError, convert_errors
 from tilenet.sources import RemoteName, named
@@ -153,6 +153,8 @@ def export(path: Path, out: Path, *, overwrite: bool = False, stac: bool = False
         The mask is not what its run wrote.
     """
     with convert_errors(out):
+        if stac:
+            check_item(out)
         convert(path, out, overwrite=overwrite)
         if stac or has_item(out):
             for note in write_item(out):

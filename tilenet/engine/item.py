@@ -32,7 +32,7 @@ from tilenet.quiet import ignoring
 from tilenet.sinks import MaskSpec, crs_keys, documents
 from tilenet.strangers import is_file, parse_json
 
-__all__ = ["has_item", "item_path", "write_item"]
+__all__ = ["check_item", "has_item", "item_path", "write_item"]
 
 _EXTENSIONS = "https://stac-extensions.github.io/{}/schema.json"
 _COG = "image/tiff; application=geotiff; profile=cloud-optimized"
@@ -63,6 +63,15 @@ def has_item(out: Path) -> bool:
         return False
 
 
+def check_item(out: Path) -> None:
+    """Raise OutputError if a file that is not ours lies where a mask's item would."""
+    path = item_path(out)
+    if (path.exists() or path.is_symlink()) and not has_item(out):
+        raise OutputError(
+            "a file beside the mask exists and is not tilenet's", path, "move it away"
+        )
+
+
 def write_item(out: Path, *, allow_remote: bool = False) -> list[str]:
     """Write the STAC item of a finished mask, whole, and on disk when the call returns.
 
@@ -87,11 +96,8 @@ def write_item(out: Path, *, allow_remote: bool = False) -> list[str]:
     InputError
         There is no mask of ours at `out`.
     """
+    check_item(out)
     path = item_path(out)
-    if (path.exists() or path.is_symlink()) and not has_item(out):
-        raise OutputError(
-            "a file beside the mask exists and is not tilenet's", path, "move it away"
-        )
     document = _document(out)
     spec = MaskSpec.from_dict(document["spec"])
     source = document["recipe"]["input"]

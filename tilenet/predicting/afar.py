@@ -14,7 +14,7 @@ from tilenet.engine.request import Job, Request
 from tilenet.errors import UsageError
 from tilenet.events import Tracker
 from tilenet.predicting.asking import Clock, cluster_for, makes_one, plan_of, request_for, scenes_of
-from tilenet.predicting.single import result_of, run_one, tell_end, telling_failure
+from tilenet.predicting.single import make_one, result_of, tell_end, telling_failure
 from tilenet.predicting.telling import say_notes
 from tilenet.results import PredictResult, run_result
 from tilenet.sources import Input, RemoteName
@@ -84,7 +84,10 @@ def _predict_copied(
         # What is in the scratch folder by then is this plan's.
         here = replace(request, config=config.model_copy(update={"overwrite": False}))
         with place.owned(plan, overwrite=config.overwrite) as mirror:
-            result = run_one(source, place.local, here, tracker, mirror, cluster)
+            run, resumed = make_one(
+                source, place.local, place.place, here, tracker, clock, cluster, mirror
+            )
             mirror.finish(place.local, plan.zarr_format)
-    [run] = result.runs
-    return result_of(replace(run, output=str(place.place)), clock)
+        there = replace(run, output=str(place.place))
+        tell_end(tracker, path, there, resumed=resumed)
+    return result_of(there, clock)

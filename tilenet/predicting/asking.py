@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from tilenet.blend import has_threshold
 from tilenet.config import PredictConfig
 from tilenet.engine.admission import admitting, meeting_place
 from tilenet.engine.cluster import open_executor
@@ -88,6 +89,9 @@ def request_for(
         "model %s on %s, %s %s: %s",
         files.card.name, setup.device, setup.backend, setup.precision, setup.why,
     )  # fmt: skip
+    activation = files.card.activation
+    if config.threshold is not None and not has_threshold(activation, shape.channels):
+        _logger.warning("--threshold has no effect: the class is that of the highest score")
     like = None if config.like is None else grid_of(config.like)
     return Request(config, files, shape, setup, like, scenes, tile=lowered)
 
@@ -113,6 +117,13 @@ def named_output(out: Path, config: PredictConfig) -> Path:
         raise UsageError(
             "the output's ending gives no format", out, "end it in .zarr, .tif, .ome.tif or .png"
         )
+    said = format_of(out)
+    if config.format is not None and said is not None and said != config.format:
+        tiffs = {said, config.format} == {"cog", "ome-tiff"}  # .tif is an ending of both
+        if not tiffs:
+            raise UsageError(
+                f"the output's ending says {said}, --format {config.format}", out, "leave one out"
+            )
     if not out.name:
         raise UsageError("the output has no name", out, "give a file or store to write")
     return out

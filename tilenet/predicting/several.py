@@ -25,6 +25,7 @@ from tilenet.errors import (
     TilenetError,
     UsageError,
     error_of_one,
+    without_secrets,
 )
 from tilenet.events import Tracker
 from tilenet.predicting.asking import (
@@ -41,7 +42,7 @@ from tilenet.predicting.telling import say_nonfinite, say_notes
 from tilenet.results import Failure, PredictResult, RunResult
 from tilenet.sources import Input, RemoteName
 
-__all__ = ["own_share", "predict_many"]
+__all__ = ["jobs_of", "predict_many"]
 
 _logger = logging.getLogger(__name__)
 _PACK = 64  # rasters per task at the most; a pack also ends when its pixels fill
@@ -58,7 +59,7 @@ def _shares(items: list[PackItem]) -> list[float]:
     return [part / (sum(pixels) or 1) for part in pixels]
 
 
-def own_share(inputs: list[Input], config: PredictConfig) -> list[Input]:
+def _own_share(inputs: list[Input], config: PredictConfig) -> list[Input]:
     """Return the inputs of a part: dealt out by their masks' names, in whatever order they come."""
     if config.part is None:
         return inputs
@@ -67,7 +68,16 @@ def own_share(inputs: list[Input], config: PredictConfig) -> list[Input]:
     return own
 
 
-def _jobs(inputs: list[Input], out: Path, config: PredictConfig) -> list[Job]:
+def jobs_of(inputs: list[Input], out: Path, config: PredictConfig) -> list[Job]:
+    """Return what is to be made of several inputs, those of a part.
+
+    Raises
+    ------
+    OutputError
+        Their folder is a file, or two of them would have one mask.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputError("the output is a file", out, "give a folder for several inputs")
     names = dict[str, Path | RemoteName]()
     for source in inputs:
         name = str(source.stem).casefold()
@@ -80,7 +90,7 @@ def _jobs(inputs: list[Input], out: Path, config: PredictConfig) -> list[Job]:
         names[name] = source.path
     folder = out.absolute()  # a worker may stand elsewhere
     return [
-        Job(source.path.absolute(), folder / source.stem) for source in own_share(inputs, config)
+        Job(source.path.absolute(), folder / source.stem) for source in _own_share(inputs, config)
     ]
 
 
@@ -170,9 +180,7 @@ def predict_many(
 ) -> PredictResult:
     """Make a mask of each raster that can be read, in a folder that no other run writes to."""
     clock = Clock()
-    if out.exists() and not out.is_dir():
-        raise OutputError("the output is a file", out, "give a folder for several inputs")
-    jobs = _jobs(inputs, out, config)
+    jobs = jobs_of(inputs, out, config)
     with folder_locked(out, shared=config.part is not None):
         tracker.begin(job.path for job in jobs)
         skipped = skip_finished(jobs, config, tracker)
@@ -190,7 +198,9 @@ def predict_many(
     wrong = [error for error in many.failed.values() if isinstance(error, UsageError)]
     if len(wrong) == len(left):
         raise wrong[0]  # not the inputs are wrong, but what is asked of them
-    failed = {path: Failure(str(path), e.code, str(e)) for path, e in many.failed.items()}
+    failed = {
+        path: Failure(without_secrets(str(path)), e.code, str(e)) for path, e in many.failed.items()
+    }
     found = _gather([job.path for job in jobs], many.runs, failed, clock)
     return replace(found, skipped=tuple(skipped.values()))
 

@@ -45,7 +45,7 @@ from tilenet.predicting.telling import (
     say_strips,
 )
 from tilenet.results import PredictResult, RunResult, run_result
-from tilenet.sources import Input
+from tilenet.sources import Input, RemoteName
 
 __all__ = [
     "item_result",
@@ -196,11 +196,47 @@ def run_one(
     out: Path,
     request: Request,
     tracker: Tracker,
-    copy: Copy | None = None,
     cluster: Executor | None = None,
 ) -> PredictResult:
     """Make one mask: in one go if it is small, else block by block."""
-    clock, config = Clock(), request.config
+    clock = Clock()
+    run, resumed = make_one(source, out, out, request, tracker, clock, cluster)
+    tell_end(tracker, source.path.absolute(), run, resumed=resumed)
+    return result_of(run, clock)
+
+
+def make_one(
+    source: Input,
+    out: Path,
+    told: Path | RemoteName,
+    request: Request,
+    tracker: Tracker,
+    clock: Clock,
+    cluster: Executor | None = None,
+    copy: Copy | None = None,
+) -> tuple[RunResult, bool]:
+    """Make one mask; return what became of it, and whether it was there.
+
+    Parameters
+    ----------
+    source : Input
+        The raster.
+    out : Path
+        The mask.
+    told : Path or RemoteName
+        What it is called to those who listen; who asks tells them the end.
+    request : Request
+        The run.
+    tracker : Tracker
+        Tells them.
+    clock : Clock
+        When it began.
+    cluster : Executor, optional
+        One that is open.
+    copy : Copy, optional
+        Takes blocks as they are done.
+    """
+    config = request.config
     item, spans = _pack_one(Job(source.path, out), request, cluster)
     if item.error is not None:
         raise item.error
@@ -209,7 +245,7 @@ def run_one(
     path, pixels = source.path.absolute(), item.plan.raster.height * item.plan.raster.width
     tracker.expect(path, pixels)
     tracker.all_known()
-    tracker.start(path, out, item.plan.lattice.blocks)
+    tracker.start(path, told, item.plan.lattice.blocks)
     advance = partial(tracker.advance, path)
     if item.done is not None:
         if config.dask_report is not None and cluster is None:
@@ -223,8 +259,7 @@ def run_one(
         blocks, device = item.plan.lattice.blocks, item.plan.setup.device_class
         with executor_for(config, blocks, cluster, device) as executor:
             run = run_large_one(item.plan, out, executor, config, advance, copy)
-    tell_end(tracker, path, run, resumed=item.resumed)
-    return result_of(run, clock)
+    return run, item.resumed
 
 
 def result_of(run: RunResult, clock: Clock) -> PredictResult:
