@@ -19,7 +19,7 @@ from tilenet.description import describe_store
 from tilenet.engine import large, output
 from tilenet.engine.runfolder import run_folder
 from tilenet.errors import InputError, OutputError, UsageError
-from tilenet.sinks import enlist, is_listed
+from tilenet.sinks import enlist, is_listed, label
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Dataset has no geotransform:rasterio.errors.NotGeoreferencedWarning"
@@ -330,3 +330,25 @@ def test_a_list_that_does_not_read_is_left_alone(models, source, tmp_path):
     (image / "labels" / NAME / "zarr.json").write_text("{}")
     with pytest.raises(OutputError, match="does not read"):
         enlist(image / "labels" / NAME, tmp_path)
+
+
+def test_a_crash_before_the_outer_groups_know_the_label(models, source, tmp_path, monkeypatch):
+    """Readers that believe the image's consolidated metadata see it after the next run."""
+    image = make_image(tmp_path / "i.zarr", 2, consolidated=True)
+    consolidate = label._consolidate
+
+    def some(group, *arguments):
+        if group == image:
+            raise Crash
+        consolidate(group, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(label, "_consolidate", some)
+        patch.setattr(large, "remove_run_folder", lambda _: None)
+        with pytest.raises(Crash):
+            run(source, models, image)
+    assert is_listed(image / "labels" / NAME)
+    run(source, models, image)
+    group = zarr.open_consolidated(image, zarr_format=2)
+    assert f"labels/{NAME}/mask" in dict(group.members(max_depth=None))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tif", "i.zarr"]

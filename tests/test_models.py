@@ -780,3 +780,35 @@ def test_openvino_reports_to_nobody(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "CI"} | {"HOME": str(tmp_path)}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)
     assert not list(tmp_path.iterdir())  # no identifier for statistics
+
+
+SIGNALLED = """
+import gc, os, signal, sys, threading
+import numpy as np
+from tilenet.models.session import choose, open_session
+from tilenet.models.store import find_model
+
+heard = []
+signal.signal(signal.SIGUSR1, lambda *_: heard.append(1))
+files = find_model(sys.argv[1], None, {})
+sessions = [open_session(files, choose(files, backend="openvino"), "uint8")]
+pixels = sessions[0].load(np.zeros((3, 64, 64), np.uint8))
+list(sessions[0].scores([(pixels, 0, 0)], (64, 64)))
+
+def drop():
+    sessions.clear()
+    gc.collect()
+
+thread = threading.Thread(target=drop)
+thread.start()
+thread.join()
+os.kill(os.getpid(), signal.SIGUSR1)
+assert heard
+"""
+
+
+def test_a_signal_after_a_network_has_gone(models, environment):
+    """OpenVINO would take the signals' stack of the thread that loaded it along, from another."""
+    line = [sys.executable, "-c", SIGNALLED, models / "conv.onnx"]
+    done = subprocess.run(line, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr

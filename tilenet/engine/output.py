@@ -238,7 +238,7 @@ def sweep(out: Path, plan: Plan) -> None:
     """Remove the run folder that a crash left beside this plan's finished output.
 
     One without a plan holds no run; or it is what is left of one whose removal was cut short. A
-    label whose image does not list it yet is listed.
+    label whose image may not list it yet, in all the places that do, is listed.
     """
     folder = run_folder(out)
     try:
@@ -246,7 +246,7 @@ def sweep(out: Path, plan: Plan) -> None:
         ours = known is None or known.hash == plan.hash
     except (OutputError, ResourceError):
         ours = False
-    unlisted = plan.label is not None and not is_listed(out)
+    unlisted = plan.label is not None and (folder.exists() or not is_listed(out))
     if unlisted:
         folder.mkdir(exist_ok=True)
     if folder.exists() and (ours or unlisted):

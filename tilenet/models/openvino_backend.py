@@ -50,6 +50,24 @@ _MAX_COMPILED, _MAX_COMPILED_PIXELS = 8, 4 << 20
 _SMALL_TILE, _MOST_STREAMS = 1 << 18, 4  # pixels; each stream holds its own activations
 
 
+_one_at_a_time = threading.Lock()
+
+
+def _core() -> ov.Core:
+    """Return OpenVINO, one for as long as this process lives.
+
+    Its plugin for CPUs gives a stack for signals to the thread that loads it, and unmaps it when
+    the last user goes: from another thread, the first one's next signal is a segmentation fault.
+    """
+    with _one_at_a_time:
+        return _made_once()
+
+
+@cache
+def _made_once() -> ov.Core:
+    return ov.Core()
+
+
 def _try_onnx(path: Path) -> None:
     """Raise ModelError if reading a file ends the process, as damaged ones can; once for each file.
 
@@ -154,7 +172,7 @@ def _traced(files: ModelFiles) -> ov.Model:
         )
         expected = network(probe).numpy()
     model.reshape([-1, files.card.band_count, -1, -1])
-    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = _core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     got = compiled(probe.numpy())[0]
     if got.shape != expected.shape or not np.allclose(got, expected, rtol=1e-2, atol=1e-2):
         raise ModelError(
@@ -204,7 +222,7 @@ def _cached_graph(files: ModelFiles) -> ov.Model:
         except (OSError, RuntimeError) as error:  # OpenVINO's own, on a full disk
             _logger.warning("the graph is not cached: %s; the next run converts again", error)
             return model
-    return ov.Core().read_model(folder / "graph.xml")
+    return _core().read_model(folder / "graph.xml")
 
 
 def _activated(scores: ov.Output, activation: Activation) -> ov.Node:
@@ -237,7 +255,7 @@ def _with_ends(model: ov.Model, card: ModelCard, dtype: str) -> ov.Model:
 @cache
 def _makers() -> tuple[object, ...]:
     """Return what a compiled network depends on besides the graph: OpenVINO, processor, us."""
-    core = ov.Core()
+    core = _core()
     said = [core.get_property("CPU", k) for k in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
     return _COMPILED_AS, ov.__version__, *said, sorted(cpu_flags())
 
@@ -266,7 +284,6 @@ class OpenVinoSession:
         self._lost = sum(files.card.margin)
         self._setup = setup
         self._compiled: OrderedDict[tuple[int, int], list[ov.InferRequest]] = OrderedDict()
-        self._core = ov.Core()
         self._spare: Sums | None = None
         self.channels = (
             int(files.config.get("classes", 1)) if files.kind == "smp"
@@ -311,12 +328,12 @@ class OpenVinoSession:
         if kept is not None:
             with suppress(RuntimeError):
                 content = ov.Tensor(np.frombuffer(kept, np.uint8))
-                return self._core.import_model(content, "CPU", options)
+                return _core().import_model(content, "CPU", options)
         model = self._model.clone()
         bands = model.inputs[0].partial_shape[1].get_length()
         try:
             model.reshape([1, bands, *(side + self._lost for side in shape)])
-            compiled = self._core.compile_model(model, "CPU", options)
+            compiled = _core().compile_model(model, "CPU", options)
         except RuntimeError as error:
             raise blame(
                 ModelError(
