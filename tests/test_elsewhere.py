@@ -13,7 +13,7 @@ from rasters import picture, write_tif
 
 from tilenet.errors import InputError, ResourceError, UsageError, without_secrets
 from tilenet.geometry import Window
-from tilenet.sources import View, open_raster
+from tilenet.sources import View, open_raster, vsi
 
 ALLOWED = View(allow_remote=True)
 
@@ -84,7 +84,7 @@ class _Overloaded(http.server.BaseHTTPRequestHandler):
 @pytest.mark.parametrize("what", ["overloaded", "gone"])
 def test_a_server_that_does_not_answer_is_not_a_bad_file(what, monkeypatch):
     """Opening a file too: of a thousand scenes most are opened while the run is under way."""
-    monkeypatch.setenv("GDAL_HTTP_MAX_RETRY", "0")
+    monkeypatch.setitem(vsi._SETTINGS, "GDAL_HTTP_RETRY_DELAY", "0.01")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Overloaded) as server:
         serving = threading.Thread(target=server.serve_forever)
         address = f"http://127.0.0.1:{server.server_port if what == 'overloaded' else 9}"

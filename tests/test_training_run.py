@@ -1,5 +1,6 @@
 """The course of a run: killed, resumed, repeated; its folder, its commands, its exit codes."""
 
+import contextlib
 import errno
 import gc
 import hashlib
@@ -18,6 +19,7 @@ import psutil
 import pytest
 import rasterio
 import torch
+from clusters import wait_for
 from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 
@@ -147,17 +149,18 @@ def test_a_killed_process_leaves_no_loader_behind(finished, tmp_path, environmen
     group = psutil.Process(process.pid)
 
     def loaders():
-        servers = [c for c in group.children() if "forkserver" in " ".join(c.cmdline())]
-        return [worker for server in servers for worker in server.children()]
+        with contextlib.suppress(psutil.NoSuchProcess):  # one that went while we looked
+            servers = [c for c in group.children() if "forkserver" in " ".join(c.cmdline())]
+            return [worker for server in servers for worker in server.children()]
+        return []
 
-    until = time.monotonic() + 90
-    while len(loaders()) < 2 and time.monotonic() < until:
-        time.sleep(0.05)
-    family = group.children(recursive=True)
-    assert len(loaders()) >= 2
-    time.sleep(1)  # they have begun to work
-    process.kill()
-    process.wait()
+    try:
+        wait_for(lambda: len(loaders()) >= 2, 90, "no loader came")
+        family = group.children(recursive=True)
+        time.sleep(1)  # they have begun to work
+    finally:
+        process.kill()
+        process.wait()
     _, alive = psutil.wait_procs(family, timeout=20)
     assert not alive
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ __all__ = ["Read", "write_geotiff", "write_probabilities"]
 Read = Callable[[Window], NDArray[np.uint8]]
 """Returns a window's pixels: (height, width) of a mask, (channels, height, width) otherwise."""
 
+_READERS = 2  # of what was written, at a time
 _SPARE_BYTES = 16 << 20
 _PATH = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
 _RESUMES = "mend it; a rerun resumes"
@@ -253,29 +255,37 @@ def _fill(
             )
         windows = windows_of(spec.height, spec.width)
         # Of probabilities, a window of many channels is large: not two of them at a time.
-        pieces = _ahead(read, windows) if levels else ((one, read(one)) for one in windows)
+        pieces = _ahead(partial(_piece, read, len(coarser)), windows, 2 if levels else 1)
         files.enter_context(closing(pieces))
-        for window, data in pieces:
-            data = np.ascontiguousarray(data)
+        for window, (data, *halves) in pieces:
             written.append(hashlib.sha256(data).digest())
             dst.write(data if data.ndim == 3 else data[None], window=as_rasterio(window))
-            for level, file in enumerate(coarser, 1):
-                data = halve(data)
-                put(file, data, window, level)
+            for level, (file, half) in enumerate(zip(coarser, halves, strict=True), 1):
+                put(file, half, window, level)
     return written
 
 
-def _ahead(read: Read, windows: Iterable[Window]) -> Generator[tuple[Window, NDArray[np.uint8]]]:
-    """Yield windows with their pixels; while one is worked on, the next is read."""
-    coming: deque[tuple[Window, Future[NDArray[np.uint8]]]] = deque()
+def _piece(read: Read, levels: int, window: Window) -> list[NDArray[np.uint8]]:
+    """Return a window's pixels, and those of so many coarser levels."""
+    piece = [np.ascontiguousarray(read(window))]
+    for _ in range(levels):
+        piece.append(halve(piece[-1]))
+    return piece
+
+
+def _ahead[T](
+    make: Callable[[Window], T], windows: Iterable[Window], most: int
+) -> Generator[tuple[Window, T]]:
+    """Yield windows with what is made of them; so many are held, the one worked on among them."""
+    coming: deque[tuple[Window, Future[T]]] = deque()
     with ThreadPoolExecutor(1, "tilenet-export") as pool:
         for window in windows:
-            coming.append((window, pool.submit(read, window)))
-            if len(coming) > 1:
-                before, data = coming.popleft()
-                yield before, data.result()
-        for window, data in coming:
-            yield window, data.result()
+            coming.append((window, pool.submit(make, window)))
+            if len(coming) >= most:
+                before, made = coming.popleft()
+                yield before, made.result()
+        for window, made in coming:
+            yield window, made.result()
 
 
 def _compare(path: str, spec: MaskSpec, written: list[bytes]) -> None:
@@ -285,15 +295,30 @@ def _compare(path: str, spec: MaskSpec, written: list[bytes]) -> None:
     with src:
         levels = len(src.overviews(1))
         _compare_place(src, spec.georeference)
-        for window, digest in zip(windows_of(*src.shape), written, strict=True):
-            if hashlib.sha256(src.read(window=as_rasterio(window))).digest() != digest:
-                raise OutputError("the GeoTIFF does not read back as the mask", path, "try again")
+        windows = list(zip(windows_of(*src.shape), written, strict=True))
+        # A window of many channels is large here too.
+        readers = min(len(windows), _READERS if src.count == 1 else 1)
+    with ThreadPoolExecutor(readers, "tilenet-compare") as pool:
+        parts = (windows[k::readers] for k in range(readers))
+        list(pool.map(partial(_compare_windows, path), parts))
     for level in range(levels):
         with ignoring(NotGeoreferencedWarning):
             overview = rasterio.open(path, overview_level=level)
         with overview:
             for _, window in overview.block_windows(1):
                 overview.read(window=window)
+
+
+def _compare_windows(path: str, windows: list[tuple[Window, bytes]]) -> None:
+    """Raise OutputError unless windows of a file have the hashes that they should."""
+    with rasterio.Env(**_GDAL):
+        with ignoring(NotGeoreferencedWarning):
+            src = rasterio.open(path)
+        with src:
+            for window, digest in windows:
+                if hashlib.sha256(src.read(window=as_rasterio(window))).digest() != digest:
+                    what = "the GeoTIFF does not read back as the mask"
+                    raise OutputError(what, path, "try again")
 
 
 def _compare_place(src: Any, place: Georeference) -> None:
