@@ -16,7 +16,7 @@ import numpy as np
 
 import tilenet.engine.task as task
 from tilenet.blend import Sums
-from tilenet.models.session import network_shape
+from tilenet.models.session import NOBODY, network_shape
 
 VARIABLE = "TILENET_SLEEP"
 
@@ -30,9 +30,9 @@ class Slowed:
     def __getattr__(self, name):
         return getattr(self._session, name)
 
-    def scores(self, tiles, shape):
+    def scores(self, tiles, shape, took=NOBODY):
         time.sleep(self._seconds)
-        yield from self._session.scores(tiles, shape)
+        yield from self._session.scores(tiles, shape, took)
 
 
 class Constant:
@@ -45,11 +45,13 @@ class Constant:
     def load(self, pixels):
         return pixels
 
-    def scores(self, tiles, shape):
+    def scores(self, tiles, shape, took=NOBODY):
         scores = np.zeros((self.channels, *shape), np.float32)
         scores[0] = 1
         for _ in tiles:
+            start = time.time()
             time.sleep(self._seconds)
+            took.ran(start, time.time())
             yield scores
 
     def sums(self, height, width, decision):

@@ -32,7 +32,7 @@ class Numpy:
     def reuse(self, sums):
         pass
 
-    def scores(self, tiles, shape):
+    def scores(self, tiles, shape, took=None):
         height, width = shape
         for pixels, row, col in tiles:
             self.seen += 1

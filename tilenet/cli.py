@@ -6,6 +6,7 @@ Heavy modules are imported inside the commands, so that `--help` starts at once.
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 import sys
@@ -20,7 +21,7 @@ from tilenet import __version__, cli_evaluate, cli_mask, cli_predict, cli_train
 from tilenet.cli_options import Debug, Json
 from tilenet.console import complain as _complain
 from tilenet.console import show as _print
-from tilenet.errors import DISK_FULL, InterruptError, ResourceError, TilenetError
+from tilenet.errors import DISK_FULL, InterruptError, ResourceError, TilenetError, UsageError
 from tilenet.memory import return_large_arrays
 from tilenet.stops import stopping_on_signals
 from tilenet.watchdog import watch_reads
@@ -135,6 +136,17 @@ def _unforeseen(error: Exception) -> TilenetError:
     return TilenetError(f"a defect in tilenet: {what}", "", "--debug shows where", code=1)
 
 
+def _check_none_empty(arguments: list[str]) -> None:
+    """Raise UsageError where nothing is given, as by a script's variable that is not set.
+
+    As a path it would stand for the current folder, and all that is in it.
+    """
+    for before, argument in itertools.pairwise(["", *arguments]):
+        if not argument.strip() or (argument.startswith("--") and argument.endswith("=")):
+            place = argument.strip() or before or "tilenet"
+            raise UsageError("an empty argument", f"after {place}", "give a value, or leave it out")
+
+
 def run(arguments: list[str]) -> int:
     """Run the command line.
 
@@ -161,6 +173,7 @@ def run(arguments: list[str]) -> int:
     watch_reads(lambda error: _end(error, arguments))
     try:
         with stopping_on_signals():
+            _check_none_empty(arguments)
             return int(app(arguments or ["--help"], standalone_mode=False) or 0)
     except (TilenetError, InterruptError) as error:
         return _fail(error, arguments)

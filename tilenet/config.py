@@ -27,6 +27,7 @@ __all__ = ["DEFAULT_CHUNK", "PredictConfig", "load_config"]
 DEFAULT_CHUNK = 768
 """Chunk side: 3·2⁸, so that blocks of whole chunks hold whole strides of the usual tiles."""
 
+_OR_AUTO = {"tile", "overlap", "batch_size"}
 type Auto[T] = Annotated[T | None, BeforeValidator(lambda v: None if v == "auto" else v)]
 """A value, or "auto" (None): chosen for the model, the raster and the device."""
 
@@ -327,4 +328,6 @@ def load_config(path: Path | None, flags: dict[str, Any]) -> PredictConfig:
             message = "there is no such option"
         # Of a value in a list, the option is the first part.
         key = first["loc"][0] if first["loc"] else message.partition(":")[0]
+        if first["type"] == "int_parsing" and key in _OR_AUTO:
+            message = f"{first['input']!r} is neither a whole number nor auto"
         raise UsageError(message, _flag(key), "see tilenet predict --help") from error

@@ -14,7 +14,15 @@ from tilenet.errors import InvalidError, without_secrets
 from tilenet.ground import AreaUnit, pixel_area
 from tilenet.part import Part
 
-__all__ = ["ClassPixels", "Failure", "PredictResult", "RunResult", "Skipped", "run_result"]
+__all__ = [
+    "ClassPixels",
+    "Failure",
+    "PredictResult",
+    "RunResult",
+    "Skipped",
+    "run_result",
+    "times_of",
+]
 
 _MAX_LISTED = 1000
 
@@ -91,8 +99,12 @@ class RunResult:
     `blocks_invalid` are the blocks in which something failed, `invalid` says where and what (the
     first 1,000 places): those pixels are 255, and the exit code is 7.
     `forward_seconds` is wall time with a forward running, `wait_seconds` the rest, in which the
-    network waited; `read_seconds`, `write_seconds` and `queue_seconds` (pixels that waited for the
-    network) are added up over threads. `efficiency` is the share of the time with a forward.
+    network waited; `read_seconds`, `write_seconds` (export included), `queue_seconds` (pixels that
+    waited for the network), `blend_seconds` (scores were added up) and `prepare_seconds` (the
+    network was converted, loaded or compiled) are added up over threads. `efficiency` is the share
+    of the time with a forward. `mpixels_per_second` is of what this run made, not of what it found.
+    Of many small rasters, each has its share by pixels.
+    `redundancy` is how many pixels of tiles there are for one of the raster.
     `strip_bytes` of strips and halves of blocks went to the run folder; `strip_bytes_moved` of them
     were read on another host than wrote them.
     `read_amplification` is planned, not measured: see `tilenet.engine.reading`.
@@ -126,6 +138,9 @@ class RunResult:
     write_seconds: float
     wait_seconds: float
     queue_seconds: float
+    blend_seconds: float
+    prepare_seconds: float
+    redundancy: float
     read_amplification: float
     mpixels_per_second: float
     efficiency: float
@@ -171,10 +186,9 @@ class PredictResult:
         The inputs that failed; with code 7, those of `runs` of which a part failed.
     pixels : int
         Pixels of all finished masks.
-    seconds : float
-        Wall time.
-    forward_seconds, read_seconds, write_seconds : float
-        Wall time with a forward running; reading and writing added up over threads.
+    seconds, forward_seconds, read_seconds, write_seconds, wait_seconds, queue_seconds, \
+    blend_seconds, prepare_seconds, mpixels_per_second, efficiency : float
+        As in `RunResult`, of all of it.
     peak_rss_bytes : int
         Of all processes.
     skipped : tuple of Skipped
@@ -188,6 +202,12 @@ class PredictResult:
     forward_seconds: float = 0.0
     read_seconds: float = 0.0
     write_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    blend_seconds: float = 0.0
+    prepare_seconds: float = 0.0
+    mpixels_per_second: float = 0.0
+    efficiency: float = 0.0
     peak_rss_bytes: int = 0
     skipped: tuple[Skipped, ...] = ()
 
@@ -258,10 +278,7 @@ def run_result(
     missing : int
         Blocks that are left to others.
     """
-    pixels = plan.raster.height * plan.raster.width
-    own = pixels if part is None else _pixels_of(plan, part)
     rows = plan.lattice.rows
-    forward = meter.forward_seconds
     return RunResult(
         output=str(out),
         complete=not missing,
@@ -269,7 +286,7 @@ def run_result(
         height=plan.raster.height,
         classes=_classes(plan, done),
         nodata_pixels=done.pixels.get(NODATA, 0),
-        pixels=pixels,
+        pixels=plan.raster.height * plan.raster.width,
         tile=rows.tile,
         overlap=rows.tile - rows.stride,
         tiles=plan.lattice.tiles,
@@ -283,20 +300,14 @@ def run_result(
         nonfinite_scores=meter.nonfinite,
         strip_bytes=meter.strip_bytes,
         strip_bytes_moved=meter.strip_bytes_moved,
-        seconds=round(seconds, 4),
-        forward_seconds=round(forward, 4),
-        read_seconds=round(meter.read_seconds, 4),
-        write_seconds=round(meter.write_seconds, 4),
-        wait_seconds=round(max(0.0, seconds - forward), 4),
-        queue_seconds=round(meter.queue_seconds, 4),
+        **times_of(meter, seconds),
+        redundancy=round(plan.lattice.redundancy, 4),
         read_amplification=round(plan.read_amplification, 4),
-        mpixels_per_second=round(own / 1e6 / seconds, 3) if seconds else 0.0,
-        efficiency=round(forward / seconds, 4) if seconds else 0.0,
         peak_rss_bytes=meter.peak_rss_bytes,
         device=plan.setup.device,
         backend=plan.setup.backend,
         precision=plan.setup.precision,
-        batch_size=plan.setup.batch_size,
+        batch_size=plan.setup.tiles_per_call,
         plan_hash=plan.hash,
         input=without_secrets(plan.raster.path),
         files=plan.raster.files,
@@ -304,9 +315,23 @@ def run_result(
     )
 
 
-def _pixels_of(plan: Plan, part: Part) -> int:
-    bands = plan.lattice.bands(part.range_of(plan.lattice.blocks))
-    return sum(band.pixels for band in bands)
+def times_of(meter: Meter, seconds: float) -> dict[str, Any]:
+    """Return what a run of so many seconds took, by the names of the results' fields."""
+    # Rasters of a pack have a share of its forwards, and of the time until its end is known.
+    forward = min(meter.forward_seconds, seconds)
+    figures = {
+        "seconds": seconds,
+        "forward_seconds": forward,
+        "read_seconds": meter.read_seconds,
+        "write_seconds": meter.write_seconds,
+        "wait_seconds": seconds - forward,
+        "queue_seconds": meter.queue_seconds,
+        "blend_seconds": meter.blend_seconds,
+        "prepare_seconds": meter.prepare_seconds,
+        "mpixels_per_second": meter.pixels / 1e6 / seconds if seconds else 0.0,
+        "efficiency": forward / seconds if seconds else 0.0,
+    }
+    return {name: round(value, 4) for name, value in figures.items()}
 
 
 def _classes(plan: Plan, done: Finished) -> tuple[ClassPixels, ...]:

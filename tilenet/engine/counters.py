@@ -40,7 +40,7 @@ def count(spans: Spans) -> None:
         "tiles_forwarded": spans.forwarded,
         "strip_bytes": spans.strip_bytes,
         "read_seconds": spans.read,
-        "forward_seconds": sum(stop - start for start, stop in spans.forward),
+        "forward_seconds": spans.forward_seconds,
         "write_seconds": spans.write,
     }
     for name, value in values.items():

@@ -226,10 +226,11 @@ def _run(
                 forget_run(folder)
             check_unchanged(plan)
             owner.check()
-            done = _finish(
-                plan, folder, out, journal, executor.check_wanted,
-                overwrite=overwrite, copy=copy,
-            )  # fmt: skip
+            with meter.writing():
+                done = _finish(
+                    plan, folder, out, journal, executor.check_wanted,
+                    overwrite=overwrite, copy=copy,
+                )  # fmt: skip
         remove_run_folder(folder)
     return LargeResult(done, resumed, meter)
 

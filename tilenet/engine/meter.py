@@ -16,6 +16,8 @@ from tilenet.memory import peak_rss
 
 __all__ = ["Meter", "Spans", "host_of"]
 
+_SHARED = ("read", "write", "queue", "prepare", "blend")
+
 
 @lru_cache(maxsize=4096)
 def host_of(worker: str) -> str:
@@ -37,6 +39,9 @@ class Spans:
         When forwards ran, in seconds of the system's clock.
     read, write, queue : float
         Seconds spent reading, writing, and waiting for the network with pixels read.
+    prepare, blend : float
+        Seconds in which the network was converted, loaded or compiled, and in which scores were
+        added up and decided.
     forwarded : int
         Tiles forwarded.
     nonfinite : int
@@ -59,6 +64,8 @@ class Spans:
     read: float = 0.0
     write: float = 0.0
     queue: float = 0.0
+    prepare: float = 0.0
+    blend: float = 0.0
     forwarded: int = 0
     nonfinite: int = 0
     strip_bytes: int = 0
@@ -68,23 +75,35 @@ class Spans:
     process: str = field(default_factory=_process)
     rss: int = 0
 
+    def ran(self, start: float, stop: float) -> None:
+        """Note a forward; they come in the order of their starts."""
+        if self.forward and start <= self.forward[-1][1]:
+            start, last = self.forward.pop()
+            stop = max(last, stop)
+        self.forward.append((start, stop))
+
+    def prepared(self, seconds: float) -> None:
+        """Note that the network was made ready."""
+        self.prepare += seconds
+
+    def blended(self, seconds: float) -> None:
+        """Note that scores were added up."""
+        self.blend += seconds
+
     @contextmanager
-    def forwarding(self) -> Iterator[None]:
-        """Count the time within as a running forward."""
-        start = time.time()
-        try:
-            yield
-        finally:
-            self.forward.append((start, time.time()))
+    def preparing(self) -> Iterator[None]:
+        """Count the time within as making the network ready."""
+        start = time.perf_counter()
+        yield
+        self.prepare += time.perf_counter() - start
 
     @contextmanager
     def using(self, lock: AbstractContextManager[Any]) -> Iterator[None]:
-        """Hold a lock on the network; count the time before as waiting, within as a forward."""
+        """Hold a lock on the network; count the time before as waiting."""
         start = time.perf_counter()
         with lock:
             self.queue += time.perf_counter() - start
-            with self.forwarding():
-                yield
+            yield
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -101,15 +120,17 @@ class Spans:
         self.write += time.perf_counter() - start
 
     @property
-    def seconds(self) -> float:
-        """Seconds spent in all."""
-        return self.read + self.write + sum(stop - start for start, stop in self.forward)
+    def forward_seconds(self) -> float:
+        """Seconds in which a forward of this task ran."""
+        return sum(stop - start for start, stop in self.forward)
 
     def part(self, share: float) -> Spans:
         """Return what one of several took that were measured together."""
-        forward = [(0.0, share * sum(stop - start for start, stop in self.forward))]
-        return replace(self, forward=forward, read=share * self.read, write=share * self.write,
-                       queue=share * self.queue, strip_bytes=0, nonfinite=0)  # fmt: skip
+        return replace(
+            self, forward=[(0.0, share * self.forward_seconds)],
+            **{name: share * getattr(self, name) for name in _SHARED},
+            strip_bytes=0, nonfinite=0, pixels=0,
+        )  # fmt: skip
 
     def close(self) -> Spans:
         """Note the memory; returns itself."""
@@ -123,9 +144,9 @@ class Meter:
 
     Parameters
     ----------
-    read_seconds, write_seconds, queue_seconds : float
+    read_seconds, write_seconds, queue_seconds, prepare_seconds, blend_seconds : float
         Added up over threads and processes.
-    tiles_forwarded, nonfinite, strip_bytes : int
+    tiles_forwarded, nonfinite, strip_bytes, pixels : int
         Totals.
     strip_bytes_moved : int
         Of these, what was read on another host than wrote it.
@@ -134,9 +155,12 @@ class Meter:
     read_seconds: float = 0.0
     write_seconds: float = 0.0
     queue_seconds: float = 0.0
+    prepare_seconds: float = 0.0
+    blend_seconds: float = 0.0
     tiles_forwarded: int = 0
     nonfinite: int = 0
     strip_bytes: int = 0
+    pixels: int = 0
     strip_bytes_moved: int = 0
     _forward_end: float = 0.0
     _forward_seconds: float = 0.0
@@ -148,13 +172,23 @@ class Meter:
         self.read_seconds += spans.read
         self.write_seconds += spans.write
         self.queue_seconds += spans.queue
+        self.prepare_seconds += spans.prepare
+        self.blend_seconds += spans.blend
         self.tiles_forwarded += spans.forwarded
         self.nonfinite += spans.nonfinite
         self.strip_bytes += spans.strip_bytes
+        self.pixels += spans.pixels
         self._rss[spans.process] = max(self._rss.get(spans.process, 0), spans.rss)
         self._pending += spans.forward
         if len(self._pending) > 4096:
             self._fold(keep=1024)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Count the time within, that of no task, as writing."""
+        start = time.perf_counter()
+        yield
+        self.write_seconds += time.perf_counter() - start
 
     def _fold(self, keep: int) -> None:
         """Add the union of all but the latest intervals to the total."""

@@ -131,10 +131,11 @@ def _group(loaded: _Loaded) -> tuple[str, tuple[int, int]]:
 def _forward(pack: list[_Loaded], request: Request, spans: Spans) -> None:
     admission = None if request.meeting is None else _admission(*request.meeting)
     for (dtype, shape), same in groupby(sorted(pack, key=_group), key=_group):
-        session = session_for(request.files, request.setup, dtype, admission)
+        with spans.preparing():
+            session = session_for(request.files, request.setup, dtype, admission)
         jobs = [(one.block, session.load(one.pixels)) for one in same if one.block.parts]
         with spans.using(session.lock):
-            drive(session, jobs, shape)
+            drive(session, jobs, shape, spans)
 
 
 def _write(

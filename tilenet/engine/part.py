@@ -103,9 +103,9 @@ def _run(plan: Plan, out: Path, part: Part, executor: Executor, progress: Progre
         return LargeResult(_figures(made, part), resumed, made.meter, missing)
 
     def finish() -> LargeResult:
-        return LargeResult(
-            complete(made.plan, out, folder, executor.check_wanted), resumed, made.meter
-        )
+        with made.meter.writing():
+            done = complete(made.plan, out, folder, executor.check_wanted)
+        return LargeResult(done, resumed, made.meter)
 
     return replace(_unless_done(finish, made.plan, out), resumed=resumed, meter=made.meter)
 

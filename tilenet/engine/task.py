@@ -168,7 +168,8 @@ class Worker:
                 plan.model.card.offset,
                 None if plan.strict else damaged,
             )
-        session = self.session
+        with spans.preparing():
+            session = self.session
         job = BlockJob(
             plan.lattice,
             block,
@@ -184,7 +185,7 @@ class Worker:
         )
         loaded = session.load(pixels) if job.parts else None
         with spans.using(session.lock):
-            drive(session, [(job, loaded)], plan.lattice.tile_shape)
+            drive(session, [(job, loaded)], plan.lattice.tile_shape, spans)
             done = job.finish()
         spans.forwarded += done.tiles_forwarded
         spans.nonfinite += done.nonfinite

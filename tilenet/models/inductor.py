@@ -68,6 +68,7 @@ class CompiledNetwork:
             network, fullgraph=True, dynamic=False, backend="inductor", options=_OPTIONS
         )
         self._name = name
+        self.compiling = 0.0  # seconds so far
         self._known: set[torch.Size] = set()
         self._lock = threading.Lock()
 
@@ -87,6 +88,7 @@ class CompiledNetwork:
             answer = self._compiled(inputs)
             seconds = time.perf_counter() - start
             if inputs.shape not in self._known:  # else the other lane has told of it
+                self.compiling += seconds
                 self._known.add(inputs.shape)
                 _logger.info(
                     "compiling %s for %d×%d with inductor: %.0f s",

@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Generator, Sequence
 from contextlib import suppress
@@ -23,7 +24,16 @@ from tilenet.blend import Activation, Decision, Sums
 from tilenet.errors import ModelError, blame
 from tilenet.models.card import ModelCard
 from tilenet.models.compiled import compiled_name, keep_compiled, kept_compiled
-from tilenet.models.session import NetworkShape, Setup, SumsLike, Tile, check_answer, cpu_flags
+from tilenet.models.session import (
+    NOBODY,
+    NetworkShape,
+    Setup,
+    SumsLike,
+    Tile,
+    Took,
+    check_answer,
+    cpu_flags,
+)
 from tilenet.models.store import ModelFiles, cache_folder
 from tilenet.quiet import ignoring, without_module
 
@@ -367,29 +377,34 @@ class OpenVinoSession:
         return requests
 
     def scores(
-        self, tiles: Sequence[Tile], shape: tuple[int, int]
+        self, tiles: Sequence[Tile], shape: tuple[int, int], took: Took = NOBODY
     ) -> Generator[NDArray[np.float32]]:
         """Yield the scores of tiles; a yielded array is good until the next one is asked for."""
+        start = time.perf_counter()
         free = deque(self._requests(shape, len(tiles)))
-        running: deque[ov.InferRequest] = deque()
+        took.prepared(time.perf_counter() - start)
+        running: deque[tuple[ov.InferRequest, float]] = deque()
         height, width = (side + self._lost for side in shape)
         try:
             for pixels, row, col in tiles:
                 if not free:
-                    yield self._finish(running[0], shape)
-                    free.append(running.popleft())
+                    yield self._finish(*running[0], shape, took)
+                    free.append(running.popleft()[0])
                 request = free.popleft()
                 request.input_tensors[0].data[0] = pixels[:, row : row + height, col : col + width]
+                running.append((request, time.time()))
                 request.start_async()
-                running.append(request)
-            for request in running:
-                yield self._finish(request, shape)
+            for request, start in running:
+                yield self._finish(request, start, shape, took)
         finally:  # the requests serve again, also if the caller broke off
-            for request in running:
+            for request, _ in running:
                 request.wait()
 
     @staticmethod
-    def _finish(request: ov.InferRequest, shape: tuple[int, int]) -> NDArray[np.float32]:
+    def _finish(
+        request: ov.InferRequest, start: float, shape: tuple[int, int], took: Took
+    ) -> NDArray[np.float32]:
         request.wait()
+        took.ran(start, start + request.latency / 1000)  # it may have ended long before
         scores: NDArray[np.float32] = request.output_tensors[0].data[0, :, : shape[0], : shape[1]]
         return scores

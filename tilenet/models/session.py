@@ -21,6 +21,7 @@ from tilenet.models.store import ModelFiles
 
 __all__ = [
     "LANES",
+    "NOBODY",
     "Backend",
     "NetworkShape",
     "Precision",
@@ -28,6 +29,7 @@ __all__ = [
     "Setup",
     "SumsLike",
     "Tile",
+    "Took",
     "Weights",
     "check_answer",
     "choose",
@@ -95,6 +97,37 @@ class SumsLike(Protocol):
         """Drop the first rows; what comes free is 0."""
 
 
+class Took(Protocol):
+    """Takes note of what a network's work took."""
+
+    def ran(self, start: float, stop: float) -> None:
+        """Note a forward, in seconds of the system's clock; they come in the order of their starts.
+
+        On a device that computes beside the processor, with what is added up there.
+        """
+
+    def prepared(self, seconds: float) -> None:
+        """Note that the network was converted, loaded or compiled."""
+
+    def blended(self, seconds: float) -> None:
+        """Note that scores were added up and decided."""
+
+
+class _Nobody:
+    def ran(self, start: float, stop: float) -> None:
+        pass
+
+    def prepared(self, seconds: float) -> None:
+        pass
+
+    def blended(self, seconds: float) -> None:
+        pass
+
+
+NOBODY = _Nobody()
+"""Takes note of nothing."""
+
+
 class Session(Protocol):
     """A network that is ready to run on one device.
 
@@ -111,8 +144,10 @@ class Session(Protocol):
     def load(self, pixels: NDArray[Any]) -> Any:
         """Bring a block's pixels, (C, H, W) in their own dtype, to the device."""
 
-    def scores(self, tiles: Sequence[Tile], shape: tuple[int, int]) -> Generator[Any]:
-        """Yield the scores, (K, h, w) float32, of tiles of one shape, in order.
+    def scores(
+        self, tiles: Sequence[Tile], shape: tuple[int, int], took: Took = NOBODY
+    ) -> Generator[Any]:
+        """Yield the scores, (K, h, w) float32, of tiles of one shape, in order; tell what it took.
 
         Tiles may come from several blocks or images. A yielded array is good until the next. Close
         the generator, in the thread that took from it, if not all are taken.

@@ -10,10 +10,11 @@ On the CPU numpy adds up a tile, a few rows at a time, while the next is forward
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import lru_cache
 from itertools import batched
 from queue import SimpleQueue
@@ -29,7 +30,16 @@ from tilenet.memory import keep_large_arrays
 from tilenet.models.build import build_network
 from tilenet.models.inductor import CompiledNetwork
 from tilenet.models.lanes import Lane, Upload, open_lane, to_device, upload
-from tilenet.models.session import LANES, Setup, SumsLike, Tile, Weights, check_answer
+from tilenet.models.session import (
+    LANES,
+    NOBODY,
+    Setup,
+    SumsLike,
+    Tile,
+    Took,
+    Weights,
+    check_answer,
+)
 from tilenet.models.store import ModelFiles
 
 __all__ = ["TorchSession", "TorchSums"]
@@ -244,7 +254,9 @@ class TorchSession:
     def reuse(self, sums: SumsLike) -> None:
         """Let go of sums: torch keeps a device's memory itself."""
 
-    def scores(self, tiles: Sequence[Tile], shape: tuple[int, int]) -> Generator[Any]:
+    def scores(
+        self, tiles: Sequence[Tile], shape: tuple[int, int], took: Took = NOBODY
+    ) -> Generator[Any]:
         """Yield the scores of tiles, (K, h, w) float32, in order.
 
         Until it ends, what the caller's thread does on the device follows in the same order.
@@ -253,23 +265,44 @@ class TorchSession:
         try:
             batches = batched(tiles, self._together)
             with lane.entered({id(one): one for one, _, _ in tiles}.values()):
-                if self._on_device:  # which computes by itself
-                    for batch in batches:
-                        yield from self._forward(batch, shape)
+                if self._on_device:  # which computes by itself; the caller waits for its sums
+                    with self._timed(took):
+                        for batch in batches:
+                            yield from self._forward(batch, shape)
                 else:
-                    yield from self._ahead(batches, shape)
+                    yield from self._ahead(batches, shape, took)
         finally:
             self._lanes.put(lane)
 
+    @contextmanager
+    def _timed(self, took: Took) -> Iterator[None]:
+        """Tell how long the network ran within, and how long it was compiled."""
+        start, before = time.time(), self._compiling
+        yield
+        spent = self._compiling - before
+        took.prepared(spent)
+        took.ran(start + spent, time.time())
+
+    @property
+    def _compiling(self) -> float:
+        """Seconds that were spent compiling so far."""
+        network = self._network
+        return network.compiling if isinstance(network, CompiledNetwork) else 0.0
+
     def _ahead(
-        self, batches: Iterable[tuple[Tile, ...]], shape: tuple[int, int]
+        self, batches: Iterable[tuple[Tile, ...]], shape: tuple[int, int], took: Took
     ) -> Iterator[NDArray[np.float32]]:
         """Yield scores on the CPU while the next batch is forwarded."""
         keep_large_arrays()
+
+        def forward(batch: tuple[Tile, ...]) -> torch.Tensor:
+            with self._timed(took):
+                return self._forward(batch, shape)
+
         with ThreadPoolExecutor(1, "tilenet-torch") as ahead:
             running: deque[Future[torch.Tensor]] = deque()
             for batch in batches:
-                running.append(ahead.submit(self._forward, batch, shape))
+                running.append(ahead.submit(forward, batch))
                 if len(running) > 1:
                     yield from running.popleft().result().numpy()
             for last in running:

@@ -15,7 +15,7 @@ from tilenet.errors import UsageError
 from tilenet.events import Tracker
 from tilenet.predicting.asking import Clock, cluster_for, makes_one, plan_of, request_for, scenes_of
 from tilenet.predicting.single import make_one, result_of, tell_end, telling_failure
-from tilenet.predicting.telling import say_notes
+from tilenet.predicting.telling import say_remarks
 from tilenet.results import PredictResult, run_result
 from tilenet.sources import Input, RemoteName
 
@@ -76,7 +76,7 @@ def _predict_copied(
         plan = plan_of(Job(source.path, place.local), request)
         done = place.check(plan, overwrite=config.overwrite)
         if done is not None:
-            say_notes([plan])
+            say_remarks(plan)
             tracker.expect(path, plan.raster.height * plan.raster.width)
             there = run_result(plan, place.place, done, Meter(), clock.seconds, resumed=done.blocks)
             tell_end(tracker, path, there, resumed=True)

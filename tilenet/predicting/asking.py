@@ -92,6 +92,9 @@ def request_for(
     activation = files.card.activation
     if config.threshold is not None and not has_threshold(activation, shape.channels):
         _logger.warning("--threshold has no effect: the class is that of the highest score")
+    elif config.threshold is not None and activation != "none" and not 0 <= config.threshold <= 1:
+        what = f"{config.threshold:g} is no probability, and {activation} gives these"
+        raise UsageError(what, "--threshold", "give 0 to 1")
     like = None if config.like is None else grid_of(config.like)
     return Request(config, files, shape, setup, like, scenes, tile=lowered)
 

@@ -16,7 +16,6 @@ from tilenet.engine.executor import Executor
 from tilenet.engine.folderlock import folder_locked
 from tilenet.engine.meter import Spans
 from tilenet.engine.pack import PackItem, lose_pack, pack_task, split_pack
-from tilenet.engine.plan import Plan
 from tilenet.engine.request import Job, Request
 from tilenet.engine.run import run_many
 from tilenet.engine.turns import Work, take_turns
@@ -38,8 +37,8 @@ from tilenet.predicting.asking import (
     skip_finished,
 )
 from tilenet.predicting.single import item_result, run_large_one, tell_end
-from tilenet.predicting.telling import say_nonfinite, say_notes
-from tilenet.results import Failure, PredictResult, RunResult
+from tilenet.predicting.telling import Remarks, say_bottleneck, say_nonfinite
+from tilenet.results import Failure, PredictResult, RunResult, times_of
 from tilenet.sources import Input, RemoteName
 
 __all__ = ["jobs_of", "predict_many"]
@@ -99,8 +98,7 @@ class _Many:
 
     def __init__(self, jobs: list[Job], request: Request, clock: Clock, tracker: Tracker) -> None:
         self._jobs, self._request, self._clock, self._tracker = jobs, request, clock, tracker
-        self._plans: list[Plan | None] = []
-        self._nonfinite = 0
+        self._remarks, self._nonfinite = Remarks(), 0
         self._large: dict[Path | RemoteName, PackItem] = {}
         self._works: deque[Work] = deque([self._packs])
         self.runs: dict[Path | RemoteName, RunResult] = {}
@@ -123,16 +121,18 @@ class _Many:
                 yield pack, self._request
             executor.handed_out()
 
+        before = self._clock.seconds
         for items, spans in run_many(executor, pack_task, packs(), split_pack, lose_pack):
-            self._plans += [item.plan for item in items if item.plan and item.plan.raster.notes]
+            now = self._clock.seconds
             for item, share in zip(items, _shares(items), strict=True):
-                self._take(item, spans.part(share))
+                self._take(item, spans.part(share), share * (now - before))
             self._nonfinite += sum(item.nonfinite for item in items)
+            before = now
         self._tracker.all_known()
-        say_notes(self._plans)
+        self._remarks.say()
         say_nonfinite(self._nonfinite)
 
-    def _take(self, item: PackItem, spans: Spans) -> None:
+    def _take(self, item: PackItem, spans: Spans, seconds: float) -> None:
         path = item.job.path
         if item.error is not None:
             self._fail(path, item.error)
@@ -144,9 +144,10 @@ class _Many:
             self._large[path] = item
             self._works.append(partial(self._alone, item))
             return
+        self._remarks.take(item.plan)
         self._tracker.start(path, item.out, 1)
         self._tracker.advance(path, pixels)
-        self._finish(path, item_result(item, spans, spans.seconds), resumed=item.resumed)
+        self._finish(path, item_result(item, spans, seconds), resumed=item.resumed)
 
     def _alone(self, item: PackItem, executor: Executor) -> None:
         """Run a raster of many blocks."""
@@ -156,8 +157,9 @@ class _Many:
         self._tracker.start(path, out, plan.lattice.blocks)
         try:
             run = run_large_one(
-                plan, out, executor, self._request.config, partial(self._tracker.advance, path)
-            )
+                plan, out, executor, self._request.config,
+                partial(self._tracker.advance, path), Clock(),
+            )  # fmt: skip
         except Exception as error:
             own = error_of_one(error, path)
             if own is None:
@@ -202,6 +204,7 @@ def predict_many(
         path: Failure(without_secrets(str(path)), e.code, str(e)) for path, e in many.failed.items()
     }
     found = _gather([job.path for job in jobs], many.runs, failed, clock)
+    say_bottleneck(found)
     return replace(found, skipped=tuple(skipped.values()))
 
 
@@ -217,10 +220,7 @@ def _gather(
         runs=tuple(runs[path] for path in order if path in runs),
         failed=tuple(failed[path] for path in order if path in failed),
         pixels=sum(run.pixels for run in runs.values()),
-        seconds=clock.seconds,
-        forward_seconds=clock.meter.forward_seconds,
-        read_seconds=clock.meter.read_seconds,
-        write_seconds=clock.meter.write_seconds,
+        **times_of(clock.meter, clock.seconds),
         peak_rss_bytes=max(
             [clock.meter.note_memory().peak_rss_bytes, *(r.peak_rss_bytes for r in runs.values())]
         ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -39,12 +38,11 @@ from tilenet.predicting.asking import (
 from tilenet.predicting.telling import (
     say_bottleneck,
     say_nonfinite,
-    say_notes,
     say_plan,
-    say_savings,
+    say_remarks,
     say_strips,
 )
-from tilenet.results import PredictResult, RunResult, run_result
+from tilenet.results import PredictResult, RunResult, run_result, times_of
 from tilenet.sources import Input, RemoteName
 
 __all__ = [
@@ -66,17 +64,16 @@ def run_large_one(
     executor: Executor,
     config: PredictConfig,
     progress: Callable[[int], None],
+    clock: Clock,
     copy: Copy | None = None,
 ) -> RunResult:
     """Run a raster of many blocks to its finished mask, and say what it waited for."""
-    start = time.perf_counter()
     say_plan(plan)
     large = run_large(plan, out, executor, progress, overwrite=config.overwrite, copy=copy)
     say_nonfinite(large.meter.nonfinite)
     say_strips(large.meter)
-    seconds = time.perf_counter() - start
     result = run_result(
-        plan, out, large.done, large.meter.note_memory(), seconds, resumed=large.resumed
+        plan, out, large.done, large.meter.note_memory(), clock.seconds, resumed=large.resumed
     )
     say_bottleneck(result)
     return result
@@ -92,7 +89,8 @@ def item_result(item: PackItem, spans: Spans, seconds: float) -> RunResult:
     assert item.done is not None
     meter = Meter()
     meter.add(spans)
-    meter.nonfinite = item.nonfinite
+    meter.nonfinite, raster = item.nonfinite, item.plan.raster
+    meter.pixels = 0 if item.resumed else raster.height * raster.width
     meter.tiles_forwarded = 0 if item.resumed else item.done.tiles - item.done.tiles_skipped
     blocks = item.done.blocks if item.resumed else 0
     return run_result(item.plan, item.out, item.done, meter, seconds, resumed=blocks)
@@ -152,7 +150,6 @@ def _run_part(
     if plan.lattice.blocks == 1 and own:
         result = run_one(source, out, request, tracker, cluster=cluster)
         return replace(result, runs=tuple(replace(run, part=str(part)) for run in result.runs))
-    say_notes([plan])
     say_plan(plan)
     _logger.info("part %s: %d of %d blocks", part, len(own), plan.lattice.blocks)
     path = source.path.absolute()
@@ -241,7 +238,6 @@ def make_one(
     if item.error is not None:
         raise item.error
     assert item.plan is not None
-    say_notes([item.plan])
     path, pixels = source.path.absolute(), item.plan.raster.height * item.plan.raster.width
     tracker.expect(path, pixels)
     tracker.all_known()
@@ -250,21 +246,23 @@ def make_one(
     if item.done is not None:
         if config.dask_report is not None and cluster is None:
             _logger.warning("no Dask report: one block needs no cluster")
-        if item.plan.area is not None and not item.resumed:
-            say_savings(item.plan)
+        say_remarks(item.plan) if item.resumed else say_plan(item.plan)
         advance(pixels)
         say_nonfinite(item.nonfinite)
         run = item_result(item, spans, clock.seconds)
+        say_bottleneck(run)
     else:
         blocks, device = item.plan.lattice.blocks, item.plan.setup.device_class
         with executor_for(config, blocks, cluster, device) as executor:
-            run = run_large_one(item.plan, out, executor, config, advance, copy)
+            run = run_large_one(item.plan, out, executor, config, advance, clock, copy)
     return run, item.resumed
 
 
 def result_of(run: RunResult, clock: Clock) -> PredictResult:
     """Return what became of the only input."""
     failure = run.failure()
+    times = {name: getattr(run, name) for name in times_of(clock.meter, 0)}
     return PredictResult(
-        (run,), () if failure is None else (failure,), pixels=run.pixels, seconds=clock.seconds
-    )
+        (run,), () if failure is None else (failure,), pixels=run.pixels,
+        peak_rss_bytes=run.peak_rss_bytes, **times | {"seconds": clock.seconds},
+    )  # fmt: skip

@@ -73,8 +73,10 @@ class RemoteName:
 
 
 def named(name: str | Path | RemoteName) -> Path | RemoteName:
-    """Return what a name given by the user stands for."""
+    """Return what a name given by the user stands for; raises UsageError if it is empty."""
     if isinstance(name, str):
+        if not name.strip():  # Path would take it for the current folder
+            raise UsageError("an empty name", repr(name), "name a file or a folder")
         return RemoteName(name) if is_remote(name) else Path(name)
     return name
 
