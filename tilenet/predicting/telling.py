@@ -61,8 +61,8 @@ def _remarks(plan: Plan) -> Iterator[str]:
     if plan.format == "ome-tiff" and plan.spec.georeference.is_georeferenced:
         yield "an OME-TIFF has no place on a map; a COG (.tif) or a Zarr store has"
     lo, hi = plan.model.card.value_range
-    dtype = np.dtype(plan.raster.dtype)
-    if dtype.kind in "iu" and dtype.itemsize > 1 and hi <= 255:
+    dtype = np.dtype(plan.raster.stored_dtype)
+    if dtype.kind in "iu" and dtype.itemsize > 1 and plan.raster.scaling is None and hi <= 255:
         yield (
             f"pixels are {dtype}, but the model expects values {lo:g} to {hi:g}: give "
             "--value-range if its numbers are not yours"
