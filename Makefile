@@ -25,7 +25,7 @@ demo: $(READY) ## segment two real images with the bundled model, write masks an
 	$(BIN)/python examples/demo.py demo
 
 test: $(READY) ## run the tests (needs no network, no GPU)
-	$(BIN)/python -m pytest -n 3 --dist loadfile --max-worker-restart 0 -m "not alone"; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 -m "not alone"; \
 	first=$$?; $(BIN)/python -m pytest -m alone && exit $$first
 
 check: $(READY) ## lint, types, import layers

@@ -290,8 +290,10 @@ OTHERS = [
 
 
 def test_a_worker_of_another_version(scene, models, tmp_path, environment):
+    sleeping = Path(__file__).with_name("sleeping.py")
     with clusters.cluster(tmp_path / "dask", environment) as found:
-        found.worker()
+        # It takes its time, so that the other one gets work too, however late it is.
+        found.worker("--preload", sleeping, environment={"TILENET_SLEEP": "0.5"})
         for number, (make, what) in enumerate(OTHERS, 2):
             path = f"{make(tmp_path / str(number))}:{environment.get('PYTHONPATH', '')}"
             other = found.worker(environment={"PYTHONPATH": path}, host=f"127.0.0.{number}")
