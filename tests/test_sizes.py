@@ -18,6 +18,7 @@ from rasters import picture, write_tif
 from tilenet.apart import run_apart
 from tilenet.api import predict
 from tilenet.config import PredictConfig
+from tilenet.controlgroups import cpu_limit
 from tilenet.mask_api import verify
 from tilenet.memory import memory_limit
 from tilenet.models.footprint import Footprint, footprint
@@ -87,6 +88,16 @@ def estimated(done):
     return json.loads(done.out)["estimate"]
 
 
+def write_groups(root, groups, files):
+    """Write what Linux shows of control groups."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(groups + "\n")
+    for name, text in files.items():
+        path = root / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+
+
 @pytest.mark.parametrize(
     ("groups", "files", "expected"),
     [
@@ -102,12 +113,7 @@ def estimated(done):
     ],
 )
 def test_control_groups_limit_memory(tmp_path, groups, files, expected):
-    (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "proc/self/cgroup").write_text(groups + "\n")
-    for name, text in files.items():
-        path = tmp_path / "sys/fs/cgroup" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
+    write_groups(tmp_path, groups, files)
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert memory_limit(tmp_path) == (expected or machine)
 
@@ -307,3 +313,20 @@ def test_a_folder_of_masks_goes_on_with_their_tiles(limited, command, wide, need
     again = command("predict", *line, "--precision", "fp32")
     assert again.code == 0, again.err
     assert [run["tiles_forwarded"] for run in json.loads(again.out)["runs"]] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("0::/job", {"job/cpu.max": "max 100000"}, None),
+        ("0::/job/step", {"job/step/cpu.max": "400000 100000", "job/cpu.max": "150000 100000"}, 2),
+        ("0::/", {"cpu.max": "100000 100000"}, 1),
+        ("4:cpu,cpuacct:/x", {"cpu/x/cpu.cfs_quota_us": "250000",
+                              "cpu/x/cpu.cfs_period_us": "100000"}, 3),
+        ("4:cpu:/x", {"cpu/x/cpu.cfs_quota_us": "-1", "cpu/x/cpu.cfs_period_us": "100000"}, None),
+        ("nonsense", {}, None),
+    ],
+)  # fmt: skip
+def test_control_groups_limit_processors(tmp_path, groups, files, expected):
+    write_groups(tmp_path, groups, files)
+    assert cpu_limit(tmp_path) == expected

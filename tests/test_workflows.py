@@ -290,3 +290,18 @@ def test_flows_know_the_exit_codes(name):
     }
     assert set(found["RESUMABLE"]) == RESUMABLE
     assert found["SOME_FAILED"] == 7
+
+
+def test_argo_verifies_what_is_there(shell, inputs, tmp_path):
+    templates = {one["name"]: one for one in loaded("argo/tilenet.yaml")[0]["spec"]["templates"]}
+    step = templates["verify"]["container"]
+    line = [*step["command"], *step["args"]][3:]
+    store = ["tilenet", "predict", inputs[0], "--out", "masks/deep", "--format", "zarr"]
+    for made in (["tilenet", "predict", inputs[0], "--out", "masks"], store):
+        assert shell(made).returncode == 0
+    for out in ("masks", "masks/fluorescence.png", "masks/deep/fluorescence.zarr"):
+        done = shell(line, OUT=out)
+        assert done.returncode == 0, done.stderr
+    with (tmp_path / "masks" / "fluorescence.png").open("ab") as file:
+        file.write(b"more")
+    assert shell(line, OUT="masks").returncode == 8

@@ -39,13 +39,19 @@ from tilenet.sources import Input, RemoteName, find_inputs, named, read_manifest
 __all__ = ["Failure", "PredictResult", "RunResult", "Skipped", "estimate", "is_single", "predict"]
 
 _logger = logging.getLogger(__name__)
+type Inputs = Sequence[Path | RemoteName | str] | Path | RemoteName | str
 Progress = Callable[[int, int], None]
 """Called with finished pixels and all pixels (0 while unknown)."""
 
 
-def is_single(inputs: Sequence[Path | RemoteName | str], config: PredictConfig) -> bool:
+def _listed(inputs: Inputs) -> Sequence[Path | RemoteName | str]:
+    """Return the inputs as a list: a program that has one may name it as it is."""
+    return [inputs] if isinstance(inputs, str | Path | RemoteName) else inputs
+
+
+def is_single(inputs: Inputs, config: PredictConfig) -> bool:
     """Return whether `predict` makes one mask of these inputs, and not a folder of masks."""
-    return makes_one([named(name) for name in inputs], config)
+    return makes_one([named(name) for name in _listed(inputs)], config)
 
 
 def _find(names: Sequence[Path | RemoteName], out: Path, config: PredictConfig) -> list[Input]:
@@ -60,12 +66,10 @@ def _find(names: Sequence[Path | RemoteName], out: Path, config: PredictConfig) 
     return found
 
 
-def _named_inputs(
-    inputs: Sequence[Path | RemoteName | str], config: PredictConfig
-) -> list[Path | RemoteName]:
+def _named_inputs(inputs: Inputs, config: PredictConfig) -> list[Path | RemoteName]:
     if not inputs and config.manifest is None:
         raise UsageError("no inputs", "INPUTS", "name rasters or folders, or give --manifest")
-    return [named(name) for name in inputs]
+    return [named(name) for name in _listed(inputs)]
 
 
 def _destination(
@@ -91,7 +95,7 @@ def _destination(
 
 
 def predict(
-    inputs: Sequence[Path | RemoteName | str],
+    inputs: Inputs,
     out: Path | RemoteName | str | None,
     config: PredictConfig,
     progress: Progress | None = None,
@@ -101,7 +105,7 @@ def predict(
 
     Parameters
     ----------
-    inputs : list of Path or str
+    inputs : Path or str, or a list of these
         Rasters, folders (searched recursively) and patterns; URLs as str, since a `Path` would
         change them. `config.manifest` may name more.
     out : Path, str or None
@@ -211,7 +215,7 @@ def _estimate(plan: Plan, files: ModelFiles) -> dict[str, Any]:
 
 
 def estimate(
-    inputs: Sequence[Path | RemoteName | str],
+    inputs: Inputs,
     out: Path | RemoteName | str | None,
     config: PredictConfig,
 ) -> Iterator[dict[str, Any]]:

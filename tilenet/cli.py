@@ -9,6 +9,7 @@ import errno
 import itertools
 import logging
 import os
+import re
 import sys
 import threading
 import traceback
@@ -27,6 +28,16 @@ from tilenet.stops import stopping_on_signals
 from tilenet.watchdog import watch_reads
 
 __all__ = ["app", "run"]
+
+_URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+_SCHEMES = ("s3", "gs", "az", "http", "https")
+_TAKING_URLS = {"predict", "verify", "info"}
+_LOCAL = {
+    "--into", "--manifest", "--like", "--aoi", "--dask-report", "--scratch", "--csv", "--summary",
+    "--config",
+}  # fmt: skip
+_OF_THEIR_OWN = {"--model", "-m", "--scheduler"}
+"""Options that read a URL in a way of their own."""
 
 app = typer.Typer(
     name="tilenet",
@@ -147,6 +158,22 @@ def _check_none_empty(arguments: list[str]) -> None:
             raise UsageError("an empty argument", f"after {place}", "give a value, or leave it out")
 
 
+def _check_urls(arguments: list[str]) -> None:
+    """Raise UsageError for a URL where only a path will do: it would become a folder ``s3:``."""
+    takes_any = arguments[:1] and arguments[0] in _TAKING_URLS
+    for before, argument in itertools.pairwise(["", *arguments]):
+        option, _, value = argument.partition("=") if argument.startswith("-") else (before, "", "")
+        found = _URL.match(value or argument)
+        if found is None or option in _OF_THEIR_OWN:
+            continue
+        if not takes_any or option in _LOCAL:
+            where = option if option.startswith("-") else arguments[0]
+            raise UsageError(f"{where} takes no URL", value or argument, "give a path")
+        if found[1].lower() not in _SCHEMES:
+            what = f"nothing is known of {found[1]}://"
+            raise UsageError(what, value or argument, f"give a path, or {', '.join(_SCHEMES)}")
+
+
 def run(arguments: list[str]) -> int:
     """Run the command line.
 
@@ -174,6 +201,7 @@ def run(arguments: list[str]) -> int:
     try:
         with stopping_on_signals():
             _check_none_empty(arguments)
+            _check_urls(arguments)
             return int(app(arguments or ["--help"], standalone_mode=False) or 0)
     except (TilenetError, InterruptError) as error:
         return _fail(error, arguments)

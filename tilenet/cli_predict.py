@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 
 from tilenet.cli_options import Debug, Json
 from tilenet.console import complain, show, tell
-from tilenet.errors import InterruptError, TilenetError
+from tilenet.errors import InterruptError, TilenetError, UsageError
 from tilenet.memory import not_collecting
 from tilenet.quiet import asking_once, without_module
 
@@ -228,6 +229,7 @@ def predict(  # noqa: PLR0913 - one parameter is one option
         "activation": activation,
     }  # fmt: skip
     options = load_config(config, {key: value for key, value in flags.items() if value is not None})
+    _check_apart({"--out": out, "--csv": csv, "--summary": summary, "--dask-report": dask_report})
     inputs = inputs or []
     if dry_run:
         estimates = list(api.estimate(inputs, out, options))
@@ -241,6 +243,8 @@ def predict(  # noqa: PLR0913 - one parameter is one option
 
     if csv is not None:
         check_csv(csv)
+    if progress == "none":
+        logging.getLogger("tilenet").setLevel(logging.WARNING)
     with _onlooking(progress, summary) as look:
         result = api.predict(inputs, out, options, listener=look)
         if csv is not None and result.complete:
@@ -253,10 +257,19 @@ def predict(  # noqa: PLR0913 - one parameter is one option
             for output in result.outputs:
                 show(output)
         look.end(result.exit_code)
-    for line in lines(result) if not as_json and progress != "json" else ():
+    for line in lines(result) if not as_json and progress not in ("json", "none") else ():
         tell(line)
     _complain_of([failure.error for failure in result.failed], None if single else result.inputs)
     raise typer.Exit(result.exit_code)
+
+
+def _check_apart(places: dict[str, str | Path | None]) -> None:
+    """Raise UsageError where two of what is written would be one file."""
+    known = dict[Path, str]()
+    for option, place in places.items():
+        other = option if place is None else known.setdefault(Path(place).absolute(), option)
+        if other != option:
+            raise UsageError(f"{other} and {option} are one file", place, "name two")
 
 
 def _complain_of(errors: Sequence[str], inputs: int | None) -> None:

@@ -284,6 +284,12 @@ def _flag(key: object) -> str:
     return _FLAGS.get(str(key), "--" + str(key).replace("_", "-"))
 
 
+def _is_flag(key: str) -> bool:
+    """Return whether a key of a file is true or false, or of no option."""
+    field = PredictConfig.model_fields.get(key)
+    return field is None or field.annotation is bool
+
+
 def _from_file(path: Path) -> dict[str, Any]:
     """Return what a TOML file says, by the names of `PredictConfig`."""
     try:
@@ -295,6 +301,13 @@ def _from_file(path: Path) -> dict[str, Any]:
     for key in keys:
         if key in _OF_THE_COMMAND:
             raise UsageError("not taken from a file", _flag(key), "give it on the command line")
+    if isinstance(keys.get("zarr_format"), int):
+        keys["zarr_format"] = str(keys["zarr_format"])
+    for key, value in keys.items():
+        # pydantic would take true for 1.
+        given = value if isinstance(value, list) else [value]
+        if not _is_flag(key) and any(isinstance(one, bool) for one in given):
+            raise UsageError("true and false are no values of it", _flag(key), "correct it")
     if "no_skip" in keys:
         value = keys.pop("no_skip")
         if not isinstance(value, bool):

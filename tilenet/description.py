@@ -183,10 +183,10 @@ def describe_store(path: Path) -> Document:
     }
 
 
-def _form(path: Path, found: RasterInfo) -> Literal["cog", "ometiff", "png"]:
-    if found.driver == "PNG":
-        return "png"
-    return "ometiff" if path.name.lower().endswith((".ome.tif", ".ome.tiff")) else "cog"
+def _form(plan: Document) -> Literal["cog", "ometiff", "png"]:
+    """Return the format that a mask's document names; the ending may say another."""
+    said = plan.get("identity", {}).get("format")
+    return "png" if said == "png" else "ometiff" if said == "ome-tiff" else "cog"
 
 
 def describe_file(path: Path, plan: Document) -> Document:
@@ -206,7 +206,7 @@ def describe_file(path: Path, plan: Document) -> Document:
     place = found.georeference
     if mpp is not None and not place.is_georeferenced:
         place = Georeference(mpp=(float(mpp[0]), float(mpp[1])))
-    form = _form(path, found)
+    form = _form(plan)
     return {
         "kind": "mask",
         "format": {"cog": "COG", "png": "PNG", "ometiff": "OME-TIFF"}[form],

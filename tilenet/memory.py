@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tilenet.controlgroups import control_groups
+
 __all__ = [
     "forget_peak",
     "keep_large_arrays",
@@ -54,23 +56,11 @@ def memory_limit(root: Path = Path("/")) -> int:
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
     limits += [soft] if soft != resource.RLIM_INFINITY else []
-    for folder in _control_groups(root):
+    for folder in control_groups("memory", root):
         for name in ("memory.max", "memory.high", "memory.limit_in_bytes"):  # the last: version 1
             with suppress(OSError, ValueError):  # "max": there is none
                 limits.append(int((folder / name).read_text()))
     return min(limits)
-
-
-def _control_groups(root: Path) -> Iterator[Path]:
-    """Yield the folders of this process' control groups and of those around them (cgroups(7))."""
-    with suppress(OSError, ValueError):
-        for line in (root / "proc/self/cgroup").read_text(errors="replace").split("\n"):
-            _, kinds, path = line.split(":", 2)
-            if not kinds or "memory" in kinds.split(","):
-                all_groups = root / "sys/fs/cgroup" / ("memory" if kinds else "")
-                own = all_groups / path.lstrip("/")
-                yield own
-                yield from (one for one in own.parents if one.is_relative_to(all_groups))
 
 
 def return_large_arrays() -> None:

@@ -29,6 +29,14 @@ _OPEN = _OUTCOMES[-1]
 _MOST = 1 << 30
 
 
+def _folder() -> str | None:
+    """Return where the command was given; None where that has gone."""
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:
+        return None
+
+
 class Record:
     """Hears what happens to the inputs of a run; knows its outcome at any time.
 
@@ -46,7 +54,7 @@ class Record:
             _KEY: _SCHEMA,
             "tilenet": __version__,
             "command": [one_line(word) for word in command],
-            "folder": str(Path.cwd()),
+            "folder": _folder(),
             "host": socket.gethostname(),
             "process": os.getpid(),
             "started": _iso(self._start),

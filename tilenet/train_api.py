@@ -11,7 +11,7 @@ from typing import Any
 
 from tilenet import durable
 from tilenet.analysis.judge import judge_model
-from tilenet.errors import convert_errors
+from tilenet.errors import UsageError, convert_errors
 from tilenet.memory import keep_large_arrays
 from tilenet.training import folder as run_folder
 from tilenet.training.checkpoint import BEST, LAST, RunState, read_checkpoint
@@ -182,6 +182,8 @@ def train(
     TilenetError
         See `tilenet.errors`.
     """
+    if resume and overwrite:
+        raise UsageError("--resume goes on with a run, --overwrite replaces it", out, "give one")
     config = settle(config)
     if config.workers:
         start_workers()

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.blend import Decision
+from tilenet.controlgroups import cpu_limit
 from tilenet.errors import ModelError, UsageError
 from tilenet.models.store import ModelFiles
 
@@ -257,8 +258,11 @@ def check_answer(answer: tuple[int, int], shape: tuple[int, int], lost: int, whe
 
 
 def cores() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return how many processors this process may use, by its affinity and its control groups."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    own = len(os.sched_getaffinity(0))
+    return min(own, cpu_limit() or own)
 
 
 def has_cuda() -> bool:

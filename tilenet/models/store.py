@@ -78,8 +78,16 @@ class ModelFiles:
 
 
 def cache_folder() -> Path:
-    """Return the folder for what can be made again: XDG_CACHE_HOME/tilenet."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tilenet"
+    """Return the folder for what can be made again: XDG_CACHE_HOME/tilenet.
+
+    Without a home, one that cannot be written: nothing is kept.
+    """
+    if said := os.environ.get("XDG_CACHE_HOME"):
+        return Path(said) / "tilenet"
+    try:
+        return Path.home() / ".cache" / "tilenet"
+    except RuntimeError:  # a container's user that no table of users knows
+        return Path("/nonexistent/tilenet")
 
 
 def keep(path: Path, *content: bytes | memoryview) -> bool:
