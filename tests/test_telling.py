@@ -192,15 +192,6 @@ def test_an_empty_name_in_a_program(model, tmp_path, monkeypatch):
         predict([""], "m", PredictConfig(model=str(model)))
 
 
-def test_none_leaves_warnings_and_errors(cli, model, tmp_path):
-    write_tif(tmp_path / "a.tif", picture(60, 50).astype("uint16"))
-    done = cli("predict", tmp_path / "a.tif", "--out", tmp_path / "x.zarr", "--model", model,
-               "--progress", "none")  # fmt: skip
-    assert done.code == 0
-    [line] = done.err.splitlines()
-    assert "pixels are uint16" in line
-
-
 @pytest.mark.parametrize(
     "line",
     [("export", "m.tif", "s3://b/y.zarr"), ("evaluate", "--pred", "s3://b/a", "--truth", "t"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -243,8 +242,6 @@ def predict(  # noqa: PLR0913 - one parameter is one option
 
     if csv is not None:
         check_csv(csv)
-    if progress == "none":
-        logging.getLogger("tilenet").setLevel(logging.WARNING)
     with _onlooking(progress, summary) as look:
         result = api.predict(inputs, out, options, listener=look)
         if csv is not None and result.complete:
@@ -257,7 +254,7 @@ def predict(  # noqa: PLR0913 - one parameter is one option
             for output in result.outputs:
                 show(output)
         look.end(result.exit_code)
-    for line in lines(result) if not as_json and progress not in ("json", "none") else ():
+    for line in lines(result) if not as_json and progress != "json" else ():
         tell(line)
     _complain_of([failure.error for failure in result.failed], None if single else result.inputs)
     raise typer.Exit(result.exit_code)
