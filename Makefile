@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 READY := $(VENV)/.ready
 
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test test-long check format bench clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -24,9 +24,14 @@ $(READY): pyproject.toml constraints.txt | $(filter .uv/bin/uv,$(UV))
 demo: $(READY) ## segment two real images with the bundled model, write masks and pictures
 	$(BIN)/python examples/demo.py demo
 
-test: $(READY) ## run the tests (needs no network, no GPU)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 -m "not alone"; \
-	first=$$?; $(BIN)/python -m pytest -m alone && exit $$first
+PYTEST := $(BIN)/python -m pytest
+PARALLEL := -n 2 --dist loadfile --max-worker-restart 0
+
+test: $(READY) ## run the tests (needs no network, no GPU; a quarter of an hour on two cores)
+	$(PYTEST) $(PARALLEL) -m "not alone and not long"; first=$$?; $(PYTEST) -m alone && exit $$first
+
+test-long: $(READY) ## run the tests that take longer each (four minutes more)
+	$(PYTEST) $(PARALLEL) -m long
 
 check: $(READY) ## lint, types, import layers
 	$(BIN)/ruff check .

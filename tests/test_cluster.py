@@ -24,8 +24,8 @@ from rasters import picture, write_tif
 import tilenet
 from tilenet.api import predict
 from tilenet.config import PredictConfig
-from tilenet.engine import cluster, executor, large, launch, spill, task, tasks
-from tilenet.engine.admission import Admission, admitting, revoke
+from tilenet.engine import cluster, dasktasks, executor, large, launch, spill, task, tasks
+from tilenet.engine.admission import Admission, admitting, choose_here, revoke
 from tilenet.engine.columns import Columns
 from tilenet.engine.meter import Meter, Spans, host_of
 from tilenet.engine.run import run_many
@@ -176,7 +176,7 @@ def test_an_extra_that_is_missing(cli, scene, tmp_path, monkeypatch, name, modul
 
 
 def test_no_gpu(cli, scene, tmp_path):
-    from tilenet.models.session import has_cuda
+    from tilenet.models.devices import has_cuda
 
     if has_cuda():
         pytest.skip("there is a GPU here")
@@ -235,6 +235,7 @@ def openssl(folder, *line):
     subprocess.run(["openssl", *line], cwd=folder, check=True, capture_output=True, timeout=60)
 
 
+@pytest.mark.long
 def test_certificates_from_dasks_configuration(
     scene, models, tmp_path, environment, expected, command
 ):
@@ -289,6 +290,7 @@ OTHERS = [
 ]
 
 
+@pytest.mark.long
 def test_a_worker_of_another_version(scene, models, tmp_path, environment):
     sleeping = Path(__file__).with_name("sleeping.py")
     with clusters.cluster(tmp_path / "dask", environment) as found:
@@ -512,7 +514,7 @@ def test_workers_come_and_go(models, tmp_path, environment, monkeypatch, reports
     """One joins, one retires, one is killed, while a run goes on: the same bytes."""
     import distributed
 
-    for module in (cluster, executor):
+    for module in (dasktasks, executor):
         monkeypatch.setattr(module, "LOOK", 0.2)
     scene = write_tif(tmp_path / "scene.tif", picture(900, 900))
     model = models / "positional.onnx"
@@ -544,7 +546,7 @@ def test_workers_come_and_go(models, tmp_path, environment, monkeypatch, reports
 
 def test_all_workers_go_and_another_comes(models, tmp_path, environment, monkeypatch, reports):
     """Dask forgets what had best go to those that are gone; it is handed in again."""
-    for module in (cluster, executor):
+    for module in (dasktasks, executor):
         monkeypatch.setattr(module, "LOOK", 0.5)
     scene = write_tif(tmp_path / "scene.tif", picture(600, 600))
     model = models / "positional.onnx"
@@ -570,7 +572,7 @@ def test_all_workers_go_and_another_comes(models, tmp_path, environment, monkeyp
 
 def test_a_mask_is_finished_without_workers(scene, models, tmp_path, environment, monkeypatch):
     """An adaptive cluster sends them away when the last block is made; the export needs none."""
-    for module in (cluster, executor):
+    for module in (dasktasks, executor):
         monkeypatch.setattr(module, "LOOK", 0.2)
     monkeypatch.setattr(launch, "_GRACE", 0.3)
     export = large.export
@@ -596,21 +598,21 @@ def test_a_mask_is_finished_without_workers(scene, models, tmp_path, environment
 
 
 def test_a_worker_that_is_lost_while_it_chooses(scene, models, tmp_path, environment, monkeypatch):
-    for module in (cluster, executor):
+    for module in (dasktasks, executor):
         monkeypatch.setattr(module, "LOOK", 0.1)
     monkeypatch.setattr(launch, "_GRACE", 1.0)
     with clusters.cluster(tmp_path / "dask", environment) as found:
         worker = found.worker()
-        submit = cluster._Dask.submit
+        submit = dasktasks.DaskTasks.submit
 
         def lose(self, function, *arguments, **options):
-            if function is cluster.choose_here:
+            if function is choose_here:
                 worker.kill()
                 worker.wait()
                 wait_for(lambda: not addresses(found))
             return submit(self, function, *arguments, **options)
 
-        monkeypatch.setattr(cluster._Dask, "submit", lose)
+        monkeypatch.setattr(dasktasks.DaskTasks, "submit", lose)
         with pytest.raises(ClusterError, match="are gone"):
             segment(scene, tmp_path / "x.zarr", models / "positional.onnx", scheduler=found.address)
 
@@ -628,6 +630,7 @@ for name in ("a.zarr", "b.zarr"):
 """
 
 
+@pytest.mark.long
 def test_a_process_may_run_twice(scene, models, tmp_path, environment):
     """Dask's defaults, which come with its import, are there for the second run too."""
     line = [sys.executable, "-W", "error", "-c", TWICE, scene, tmp_path, models / "pointwise.onnx"]
@@ -644,6 +647,7 @@ def fetch(address):
         return answer.read().decode()
 
 
+@pytest.mark.long
 def test_counters_and_report(scene, models, tmp_path, environment, command):
     with clusters.cluster(tmp_path / "dask", environment) as found:
         found.worker()

@@ -8,8 +8,9 @@ from rasters import picture
 from test_models import added_up, setup
 
 from tilenet.models.contract import keeps_batch_contract
+from tilenet.models.devices import has_cuda
 from tilenet.models.footprint import footprint
-from tilenet.models.session import has_cuda, open_session
+from tilenet.models.session import open_session
 from tilenet.models.sizes import Wanted, choose_sizes
 from tilenet.models.store import find_model
 

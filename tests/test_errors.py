@@ -15,7 +15,7 @@ from rasters import picture, write_tif
 
 from tilenet.cli import app
 from tilenet.errors import DeviceError, ResourceError, convert_errors, error_of_one
-from tilenet.models.session import has_cuda
+from tilenet.models.devices import has_cuda
 
 # rasterio says so of every plain image that is opened; that is what these are.
 pytestmark = pytest.mark.filterwarnings(
@@ -235,6 +235,7 @@ def test_the_command_exits_with_the_code(command, here, source, extra, code):
     assert_one_line(done, code, [])
 
 
+@pytest.mark.long
 def test_nobody_at_the_address(command, here):
     write_tif(here / "blocks.tif", picture(150, 150))
     extra = ("--scheduler", "tcp://127.0.0.1:9", "--tile", "64", "--chunk", "64", "--block", "64")

@@ -10,6 +10,7 @@ import pytest
 SUITE = Path(__file__).parent / "hosts"
 
 
+@pytest.mark.long
 def test_a_host_is_cut_off_and_a_worker_dies(environment):
     """The short form of `make cluster`: a silent cut of six seconds, a kill in between."""
     line = [sys.executable, str(SUITE)]

@@ -395,6 +395,7 @@ Raster.read = deadly
 """
 
 
+@pytest.mark.long
 def test_what_kills_its_workers_costs_its_own_mask_only(
     scenes, model, alone, environment, tmp_path
 ):

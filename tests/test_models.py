@@ -26,11 +26,12 @@ from tilenet.engine.admission import MODELS, admitting
 from tilenet.engine.block import BlockJob, drive
 from tilenet.errors import ModelError, UsageError
 from tilenet.lattice import Axis, Lattice
-from tilenet.models import openvino_backend
+from tilenet.models import openvino_graph
 from tilenet.models.build import build_network
 from tilenet.models.card import parse_card
 from tilenet.models.contract import keeps_batch_contract
-from tilenet.models.session import Setup, choose, cpu_precisions, network_shape, open_session
+from tilenet.models.devices import cpu_precisions
+from tilenet.models.session import Setup, choose, network_shape, open_session
 from tilenet.models.store import bundled_models, find_model, identified
 
 needs_bf16 = pytest.mark.skipif("bf16" not in cpu_precisions(), reason="no bf16 on this processor")
@@ -266,7 +267,7 @@ def uneven(tmp_path_factory):
     ("backend", "precision"),
     [
         ("torch", "bf16"), ("torch", "fp16"),
-        pytest.param("inductor", "bf16", marks=needs_compiler),
+        pytest.param("inductor", "bf16", marks=[needs_compiler, pytest.mark.long]),
     ],
 )  # fmt: skip
 def test_statistics_keep_their_precision(uneven, pixels, backend, precision):
@@ -289,6 +290,7 @@ def small_unet(tmp_path_factory):
     return networks.unet(tmp_path_factory.mktemp("inductor") / "m", depth=3)
 
 
+@pytest.mark.long
 @needs_compiler
 def test_inductor_gives_what_torch_gives(small_unet, pixels, caplog):
     caplog.set_level("INFO", "tilenet")
@@ -342,6 +344,7 @@ def test_a_mask_of_compiled_tiles_is_no_other_backends(few_layers, tmp_path, cli
     assert chunk.read_bytes() == whole
 
 
+@pytest.mark.long
 @needs_compiler
 @pytest.mark.parametrize("fails", ["there is none", "at its work"])
 def test_without_a_working_compiler(few_layers, tmp_path, environment, fails):
@@ -575,8 +578,8 @@ def test_what_cannot_be_converted_is_no_defect(unet, monkeypatch):
     def refuse(*_, **__):
         raise RuntimeError("no such operation")
 
-    monkeypatch.setattr(openvino_backend, "_traced", refuse)
-    monkeypatch.setattr(openvino_backend, "_is_whole", lambda _: False)
+    monkeypatch.setattr(openvino_graph, "_traced", refuse)
+    monkeypatch.setattr(openvino_graph, "_is_whole", lambda _: False)
     files = replace(find_model(str(unet), None, {}), sha256="0" * 64)
     with pytest.raises(ModelError, match=r"cannot convert it: no such operation; .*backend torch"):
         scores_of(files, "openvino", picture(64, 64))

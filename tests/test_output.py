@@ -595,6 +595,7 @@ def test_a_worker_s_error_is_one_line(command, source, model, tmp_path):
     assert [row for row in done.err.splitlines() if "rror" in row] == [done.err.splitlines()[-1]]
 
 
+@pytest.mark.long
 def test_ctrl_c_for_the_whole_group(source, model, tmp_path, environment):
     big = write_tif(tmp_path / "big.tif", picture(1500, 1500))
     arguments = [

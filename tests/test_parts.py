@@ -336,6 +336,7 @@ def test_a_part_with_blocks_of_another_size_follows_the_first(source, model, tmp
     assert contents(tmp_path) == undisturbed["x.zarr"]
 
 
+@pytest.mark.long
 def test_parts_with_worker_processes(command, source, model, tmp_path, undisturbed):
     for part in ("2/2", "1/2"):
         arguments = line(source, tmp_path / "x.zarr", model, "--probabilities", "--part", part)

@@ -25,7 +25,7 @@ from rio_cogeo.cogeo import cog_validate
 from tilenet.api import predict
 from tilenet.blend import Blend
 from tilenet.config import PredictConfig
-from tilenet.engine import cluster, executor, launch
+from tilenet.engine import cluster, dasktasks, executor, launch
 from tilenet.engine import large as engine_large
 from tilenet.engine import run as engine_run
 from tilenet.engine.cluster import open_executor
@@ -195,6 +195,7 @@ def test_same_bytes_for_any_block_size(scene, tmp_path, original, block, batch_s
     assert all(ours[k] == theirs[k] for k in chunks)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("original", [8], indirect=True)
 def test_same_bytes_in_many_blocks_on_dask(command, scene, tmp_path, original):
     model, options, expected = original
@@ -279,7 +280,7 @@ def test_same_bytes_on_a_cluster_started_by_hand(
 
 
 def test_a_cluster_that_is_lost(models, tmp_path, environment, monkeypatch):
-    for module in (cluster, executor):
+    for module in (dasktasks, executor):
         monkeypatch.setattr(module, "LOOK", 0.2)
     monkeypatch.setattr(launch, "_GRACE", 1.0)
     source = write_tif(tmp_path / "a.tif", picture(1200, 1200))

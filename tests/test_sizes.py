@@ -21,8 +21,9 @@ from tilenet.config import PredictConfig
 from tilenet.controlgroups import cpu_limit
 from tilenet.mask_api import verify
 from tilenet.memory import memory_limit
+from tilenet.models.devices import cores
 from tilenet.models.footprint import Footprint, footprint
-from tilenet.models.session import Setup, choose, cores
+from tilenet.models.session import Setup, choose
 from tilenet.models.sizes import Wanted, choose_sizes, decide
 from tilenet.models.store import find_model
 

@@ -138,6 +138,7 @@ def test_killed_process_resumes_to_the_same_bytes(finished, tmp_path, environmen
     assert digest(out) == digest(model)
 
 
+@pytest.mark.long
 def test_a_killed_process_leaves_no_loader_behind(finished, tmp_path, environment):
     data, _ = finished
     line = [
@@ -402,6 +403,7 @@ def test_missing_extra_is_one_line(cli, monkeypatch, tmp_path):
     assert "polygons need the extra vector" in done.err
 
 
+@pytest.mark.long
 def test_two_processes_train_one_model(finished, tmp_path, environment):
     data, model = finished
     out = tmp_path / "model"

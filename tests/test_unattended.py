@@ -53,6 +53,7 @@ Raster.read = deadly
 """
 
 
+@pytest.mark.long
 def test_a_block_that_kills_its_workers(source, models, environment, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(KILLER)
     path = os.pathsep.join([str(tmp_path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])

@@ -34,24 +34,26 @@ from tilenet.predicting.several import jobs_of, predict_many
 from tilenet.predicting.single import predict_one
 from tilenet.results import Failure, PredictResult, RunResult, Skipped
 from tilenet.sinks import label_path, read_image
-from tilenet.sources import Input, RemoteName, find_inputs, named, read_manifest
+from tilenet.sources import Input, RemoteName, find_inputs, given, read_manifest
 
 __all__ = ["Failure", "PredictResult", "RunResult", "Skipped", "estimate", "is_single", "predict"]
 
 _logger = logging.getLogger(__name__)
 type Inputs = Sequence[Path | RemoteName | str] | Path | RemoteName | str
+"""Names of rasters, folders and patterns, or one of them as it is."""
 Progress = Callable[[int, int], None]
 """Called with finished pixels and all pixels (0 while unknown)."""
 
 
-def _listed(inputs: Inputs) -> Sequence[Path | RemoteName | str]:
-    """Return the inputs as a list: a program that has one may name it as it is."""
-    return [inputs] if isinstance(inputs, str | Path | RemoteName) else inputs
+def _names(inputs: Inputs) -> list[Path | RemoteName]:
+    """Return what the inputs stand for."""
+    listed = [inputs] if isinstance(inputs, str | Path | RemoteName) else inputs
+    return [given(name) for name in listed]
 
 
 def is_single(inputs: Inputs, config: PredictConfig) -> bool:
     """Return whether `predict` makes one mask of these inputs, and not a folder of masks."""
-    return makes_one([named(name) for name in _listed(inputs)], config)
+    return makes_one(_names(inputs), config)
 
 
 def _find(names: Sequence[Path | RemoteName], out: Path, config: PredictConfig) -> list[Input]:
@@ -69,7 +71,7 @@ def _find(names: Sequence[Path | RemoteName], out: Path, config: PredictConfig) 
 def _named_inputs(inputs: Inputs, config: PredictConfig) -> list[Path | RemoteName]:
     if not inputs and config.manifest is None:
         raise UsageError("no inputs", "INPUTS", "name rasters or folders, or give --manifest")
-    return [named(name) for name in _listed(inputs)]
+    return _names(inputs)
 
 
 def _destination(
@@ -131,7 +133,7 @@ def predict(
     tracker = Tracker(progress or (lambda _done, _all: None), listener or (lambda _event: None))
     with convert_errors(out or config.into):
         names = _named_inputs(inputs, config)
-        out = _destination(names, None if out is None else named(out), config)
+        out = _destination(names, None if out is None else given(out), config)
         if isinstance(out, RemoteName):
             place = remote_output(names, out, config)
             return predict_remote(_find(names, place.local, config), place, config, tracker)
@@ -233,7 +235,7 @@ def estimate(
     """
     with convert_errors(out or config.into):
         names = _named_inputs(inputs, config)
-        out = _destination(names, None if out is None else named(out), config)
+        out = _destination(names, None if out is None else given(out), config)
         if isinstance(out, RemoteName):
             place = remote_output(names, out, config)
             found = _find(names, place.local, config)

@@ -9,7 +9,6 @@ import errno
 import itertools
 import logging
 import os
-import re
 import sys
 import threading
 import traceback
@@ -25,12 +24,11 @@ from tilenet.console import show as _print
 from tilenet.errors import DISK_FULL, InterruptError, ResourceError, TilenetError, UsageError
 from tilenet.memory import return_large_arrays
 from tilenet.stops import stopping_on_signals
+from tilenet.strangers import is_url
 from tilenet.watchdog import watch_reads
 
 __all__ = ["app", "run"]
 
-_URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
-_SCHEMES = ("s3", "gs", "az", "http", "https")
 _TAKING_URLS = {"predict", "verify", "info"}
 _LOCAL = {
     "--into", "--manifest", "--like", "--aoi", "--dask-report", "--scratch", "--csv", "--summary",
@@ -160,18 +158,14 @@ def _check_none_empty(arguments: list[str]) -> None:
 
 def _check_urls(arguments: list[str]) -> None:
     """Raise UsageError for a URL where only a path will do: it would become a folder ``s3:``."""
-    takes_any = arguments[:1] and arguments[0] in _TAKING_URLS
+    command = arguments[0] if arguments else ""
     for before, argument in itertools.pairwise(["", *arguments]):
         option, _, value = argument.partition("=") if argument.startswith("-") else (before, "", "")
-        found = _URL.match(value or argument)
-        if found is None or option in _OF_THEIR_OWN:
+        if not is_url(value or argument) or option in _OF_THEIR_OWN:
             continue
-        if not takes_any or option in _LOCAL:
-            where = option if option.startswith("-") else arguments[0]
+        if command not in _TAKING_URLS or option in _LOCAL:
+            where = option if option.startswith("-") else command
             raise UsageError(f"{where} takes no URL", value or argument, "give a path")
-        if found[1].lower() not in _SCHEMES:
-            what = f"nothing is known of {found[1]}://"
-            raise UsageError(what, value or argument, f"give a path, or {', '.join(_SCHEMES)}")
 
 
 def run(arguments: list[str]) -> int:

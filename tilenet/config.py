@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +16,8 @@ from pydantic import (
     Field,
     FiniteFloat,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -27,9 +30,15 @@ __all__ = ["DEFAULT_CHUNK", "PredictConfig", "load_config"]
 DEFAULT_CHUNK = 768
 """Chunk side: 3·2⁸, so that blocks of whole chunks hold whole strides of the usual tiles."""
 
-_OR_AUTO = {"tile", "overlap", "batch_size"}
-type Auto[T] = Annotated[T | None, BeforeValidator(lambda v: None if v == "auto" else v)]
-"""A value, or "auto" (None): chosen for the model, the raster and the device."""
+
+def _number_or_auto(value: object) -> object:
+    if isinstance(value, str) and not re.fullmatch(r"auto|[+-]?\d+", value):
+        raise ValueError(f"{value!r} is neither a whole number nor auto")
+    return None if value == "auto" else value
+
+
+type Auto[T] = Annotated[T | None, BeforeValidator(_number_or_auto)]
+"""A whole number, or "auto" (None): chosen for the model, the raster and the device."""
 
 
 def _plane(value: Any) -> Any:
@@ -222,7 +231,7 @@ class PredictConfig(BaseModel):
     threshold: FiniteFloat | None = None
     probabilities: bool = False
     format: Literal["zarr", "cog", "png", "ome-tiff"] | None = None
-    zarr_format: Literal["auto", "2", "3"] = "auto"
+    zarr_format: Annotated[Literal["auto", "2", "3"], BeforeValidator(str)] = "auto"
     scheduler: str = "local"
     dask_report: Annotated[Path, AfterValidator(_absolute)] | None = None
     part: Annotated[Part | None, BeforeValidator(_part)] = None
@@ -242,6 +251,16 @@ class PredictConfig(BaseModel):
     std: Numbers = None
     value_range: Annotated[tuple[FiniteFloat, FiniteFloat] | None, BeforeValidator(_range)] = None
     activation: Activation | None = None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number_is_true(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where pydantic would take them for 1 and 0."""
+        given = value if isinstance(value, list | tuple) else [value]
+        flag = cls.model_fields[str(info.field_name)].annotation is bool
+        if not flag and any(isinstance(one, bool) for one in given):
+            raise ValueError("true and false are no values of it")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> PredictConfig:
@@ -284,12 +303,6 @@ def _flag(key: object) -> str:
     return _FLAGS.get(str(key), "--" + str(key).replace("_", "-"))
 
 
-def _is_flag(key: str) -> bool:
-    """Return whether a key of a file is true or false, or of no option."""
-    field = PredictConfig.model_fields.get(key)
-    return field is None or field.annotation is bool
-
-
 def _from_file(path: Path) -> dict[str, Any]:
     """Return what a TOML file says, by the names of `PredictConfig`."""
     try:
@@ -301,13 +314,6 @@ def _from_file(path: Path) -> dict[str, Any]:
     for key in keys:
         if key in _OF_THE_COMMAND:
             raise UsageError("not taken from a file", _flag(key), "give it on the command line")
-    if isinstance(keys.get("zarr_format"), int):
-        keys["zarr_format"] = str(keys["zarr_format"])
-    for key, value in keys.items():
-        # pydantic would take true for 1.
-        given = value if isinstance(value, list) else [value]
-        if not _is_flag(key) and any(isinstance(one, bool) for one in given):
-            raise UsageError("true and false are no values of it", _flag(key), "correct it")
     if "no_skip" in keys:
         value = keys.pop("no_skip")
         if not isinstance(value, bool):
@@ -341,6 +347,4 @@ def load_config(path: Path | None, flags: dict[str, Any]) -> PredictConfig:
             message = "there is no such option"
         # Of a value in a list, the option is the first part.
         key = first["loc"][0] if first["loc"] else message.partition(":")[0]
-        if first["type"] == "int_parsing" and key in _OR_AUTO:
-            message = f"{first['input']!r} is neither a whole number nor auto"
         raise UsageError(message, _flag(key), "see tilenet predict --help") from error

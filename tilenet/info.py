@@ -23,9 +23,10 @@ from tilenet.errors import InputError, ModelError
 from tilenet.memory import memory_limit
 from tilenet.models.card import ModelCard
 from tilenet.models.contract import keeps_batch_contract
-from tilenet.models.session import choose, cores, cpu_precisions, network_shape, open_session
+from tilenet.models.devices import cores, cpu_precisions
+from tilenet.models.session import choose, network_shape, open_session
 from tilenet.models.store import BUNDLED, ModelFiles, bundled_models, cache_folder, find_model
-from tilenet.sources import RemoteName, View, is_mask_store, named
+from tilenet.sources import RemoteName, View, given, is_mask_store
 from tilenet.sources.remote import require_permission
 from tilenet.sources.stac import is_item
 from tilenet.strangers import exists, is_store
@@ -69,7 +70,7 @@ def describe(name: Path | str, *, allow_remote: bool = False) -> dict[str, Any]:
     InputError
         None of these.
     """
-    path, view = named(name), View(allow_remote=allow_remote)
+    path, view = given(name), View(allow_remote=allow_remote)
     if isinstance(path, RemoteName):
         require_permission(path, allow_remote)
         return describe_item(path.url) if is_item(path.url) else describe_raster(path, view)

@@ -13,7 +13,7 @@ from tilenet.engine.inspection import Bad, inspect
 from tilenet.engine.item import check_item, has_item, write_item
 from tilenet.engine.repair import repair as repair_mask
 from tilenet.errors import UsageError, VerifyError, convert_errors
-from tilenet.sources import RemoteName, named
+from tilenet.sources import RemoteName, given
 
 __all__ = ["VerifyResult", "export", "verify"]
 
@@ -101,7 +101,7 @@ def verify(
     VerifyError
         What is made again differs from what was written.
     """
-    path = named(path)
+    path = given(path)
     with convert_errors(path):
         try:
             if isinstance(path, RemoteName):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from typing import Any
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "is_folder",
     "is_pattern",
     "is_store",
+    "is_url",
     "parse_json",
 ]
 
@@ -31,6 +33,7 @@ ELSEWHERE = (
 """GDAL's formats whose pixels may lie in other files or the network, or that read much besides."""
 
 _WILDCARDS = frozenset("*?[")
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)  # RFC 3986, 3.1
 
 
 def forget_drivers() -> None:
@@ -56,6 +59,11 @@ def is_file(path: str | os.PathLike[str]) -> bool:
 def is_folder(path: str | os.PathLike[str]) -> bool:
     """Whether a folder is there, perhaps behind links."""
     return os.path.isdir(path)  # noqa: PTH112 - as above
+
+
+def is_url(name: str) -> bool:
+    """Whether a name begins like a URL, of whatever scheme."""
+    return _URL.match(name) is not None
 
 
 def is_store(path: str | os.PathLike[str]) -> bool:

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import inputs
 import quality
 
-from tilenet.models.session import cores, cpu_precisions, has_cuda
+from tilenet.models.devices import cores, cpu_precisions, has_cuda
 
 FILES = ("deflate", "jpeg")
 

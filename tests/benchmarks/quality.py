@@ -21,7 +21,8 @@ from PIL import Image
 
 from tilenet.api import predict
 from tilenet.config import PredictConfig
-from tilenet.models.session import choose, cpu_precisions, open_session
+from tilenet.models.devices import cpu_precisions
+from tilenet.models.session import choose, open_session
 from tilenet.models.store import find_model
 
 DATA = Path(__file__).parents[1] / "data" / "nuclei"

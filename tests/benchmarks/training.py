@@ -35,7 +35,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent))
 import inputs
 
-from tilenet.models.session import cores
+from tilenet.models.devices import cores
 
 Row = tuple[str, float, str]
 """Figure, value, goal ("" = only told)."""

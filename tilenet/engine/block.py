@@ -5,7 +5,6 @@ No Dask and no files: pixels come in, arrays go out.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,10 +15,11 @@ from numpy.typing import NDArray
 
 from tilenet.blend import Blend, Decision, axis_weights, decide, quantise
 from tilenet.classes import NODATA
+from tilenet.engine.meter import Spans
 from tilenet.engine.reading import read_window
 from tilenet.geometry import Window
 from tilenet.lattice import Lattice
-from tilenet.models.session import NOBODY, Session, SumsLike, Tile, Took
+from tilenet.models.session import Session, SumsLike, Tile
 from tilenet.stops import check_stopping
 
 __all__ = ["BlockJob", "Forwarded", "drive", "join"]
@@ -251,7 +251,7 @@ def drive(
     session: Session,
     jobs: Sequence[tuple[BlockJob, Any]],
     shape: tuple[int, int],
-    took: Took = NOBODY,
+    spans: Spans | None = None,
 ) -> None:
     """Forward the tiles of one or several blocks whose tiles have one shape, sharing batches.
 
@@ -263,19 +263,19 @@ def drive(
         Pixels as `Session.load` gave them.
     shape : tuple of int
         Tile height and width.
-    took : Took
-        Is told what the network took, and the adding up.
+    spans : Spans, optional
+        Takes what the network took, and the adding up.
     """
     tiles = [tile for job, pixels in jobs for tile in job.tiles(pixels)]
     if not tiles:  # the network may never be needed
         return
+    spans = spans or Spans()
     places = ((job, k) for job, _ in jobs for k in range(len(job.parts)))
-    with closing(session.scores(tiles, shape, took)) as found:
+    with closing(session.scores(tiles, shape, spans)) as found:
         for (job, k), scores in zip(places, found, strict=True):
             check_stopping()  # nobody waits for this block any more
-            start = time.perf_counter()
-            job.add(k, scores, session)
-            took.blended(time.perf_counter() - start)
+            with spans.blending():
+                job.add(k, scores, session)
 
 
 def join(

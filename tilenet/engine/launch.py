@@ -20,7 +20,7 @@ from tilenet.engine.scheduler import (
     read_scheduler_file,
 )
 from tilenet.errors import ClusterError, ModelError, UsageError
-from tilenet.models.session import has_cuda
+from tilenet.models.devices import has_cuda
 
 __all__ = ["HERE", "check_device", "is_elsewhere", "start", "worker_count"]
 

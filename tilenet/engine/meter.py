@@ -86,16 +86,19 @@ class Spans:
         """Note that the network was made ready."""
         self.prepare += seconds
 
-    def blended(self, seconds: float) -> None:
-        """Note that scores were added up."""
-        self.blend += seconds
-
     @contextmanager
-    def preparing(self) -> Iterator[None]:
-        """Count the time within as making the network ready."""
+    def _adding(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.prepare += time.perf_counter() - start
+        setattr(self, name, getattr(self, name) + time.perf_counter() - start)
+
+    def preparing(self) -> AbstractContextManager[None]:
+        """Count the time within as making the network ready."""
+        return self._adding("prepare")
+
+    def blending(self) -> AbstractContextManager[None]:
+        """Count the time within as adding up scores."""
+        return self._adding("blend")
 
     @contextmanager
     def using(self, lock: AbstractContextManager[Any]) -> Iterator[None]:
@@ -105,19 +108,13 @@ class Spans:
             self.queue += time.perf_counter() - start
             yield
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
+    def reading(self) -> AbstractContextManager[None]:
         """Count the time within as reading."""
-        start = time.perf_counter()
-        yield
-        self.read += time.perf_counter() - start
+        return self._adding("read")
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self) -> AbstractContextManager[None]:
         """Count the time within as writing."""
-        start = time.perf_counter()
-        yield
-        self.write += time.perf_counter() - start
+        return self._adding("write")
 
     @property
     def forward_seconds(self) -> float:

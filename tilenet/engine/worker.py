@@ -11,7 +11,7 @@ from typing import Any
 from tilenet.engine import counters
 from tilenet.errors import ResourceError
 from tilenet.memory import return_large_arrays
-from tilenet.models.session import cores
+from tilenet.models.devices import cores
 from tilenet.quiet import quiet_dask
 from tilenet.watchdog import watch_reads
 

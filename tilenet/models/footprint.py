@@ -18,7 +18,8 @@ import numpy as np
 
 from tilenet.apart import run_apart
 from tilenet.memory import forget_peak, peak_rss, return_freed, return_large_arrays
-from tilenet.models.session import Setup, cpu_flags, open_session
+from tilenet.models.devices import cpu_flags
+from tilenet.models.session import Setup, open_session
 from tilenet.models.store import ModelFiles, cache_folder, keep
 
 __all__ = ["Footprint", "answer", "footprint"]

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.blend import Decision
-from tilenet.controlgroups import cpu_limit
 from tilenet.errors import ModelError, UsageError
+from tilenet.models.devices import Precision, cores, cpu_precisions, has_cuda, usual_precision
 from tilenet.models.store import ModelFiles
 
 __all__ = [
@@ -25,7 +23,6 @@ __all__ = [
     "NOBODY",
     "Backend",
     "NetworkShape",
-    "Precision",
     "Session",
     "Setup",
     "SumsLike",
@@ -34,18 +31,12 @@ __all__ = [
     "Weights",
     "check_answer",
     "choose",
-    "cores",
-    "cpu_flags",
-    "cpu_precisions",
-    "has_cuda",
     "network_shape",
     "open_session",
     "usual_batch",
-    "usual_precision",
 ]
 
 Backend = Literal["torch", "openvino", "inductor"]
-Precision = Literal["fp32", "bf16", "fp16"]
 
 _PRECISIONS: dict[str, Precision] = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp16"}
 
@@ -110,18 +101,12 @@ class Took(Protocol):
     def prepared(self, seconds: float) -> None:
         """Note that the network was converted, loaded or compiled."""
 
-    def blended(self, seconds: float) -> None:
-        """Note that scores were added up and decided."""
-
 
 class _Nobody:
     def ran(self, start: float, stop: float) -> None:
         pass
 
     def prepared(self, seconds: float) -> None:
-        pass
-
-    def blended(self, seconds: float) -> None:
         pass
 
 
@@ -216,7 +201,7 @@ def network_shape(files: ModelFiles) -> NetworkShape:
         The network does not fit its card.
     """
     if files.kind == "onnx":
-        from tilenet.models.openvino_backend import onnx_shape
+        from tilenet.models.openvino_graph import onnx_shape
 
         shape = onnx_shape(files.weights)
     else:
@@ -257,24 +242,6 @@ def check_answer(answer: tuple[int, int], shape: tuple[int, int], lost: int, whe
     )
 
 
-def cores() -> int:
-    """Return how many processors this process may use, by its affinity and its control groups."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    own = len(os.sched_getaffinity(0))
-    return min(own, cpu_limit() or own)
-
-
-def has_cuda() -> bool:
-    """Return whether torch sees a CUDA device."""
-    # Asking torch costs seconds; without a driver there is nothing to ask.
-    if not any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/dxg", "/dev/nvhost-ctrl")):
-        return False
-    import torch
-
-    return bool(torch.cuda.is_available())
-
-
 def _check_device(wanted: str) -> None:
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", wanted):
         raise UsageError(f"no device {wanted}", "--device", "choose auto, cpu, cuda or cuda:i")
@@ -305,35 +272,6 @@ def _choose_precision(device: str, wanted: str) -> Precision:
             f"this processor has no {asked} arithmetic", "--precision", "use --precision fp32"
         )
     return asked
-
-
-def usual_precision(device: str) -> Precision:
-    """Return the fastest arithmetic that a device has in hardware."""
-    if device == "cpu":
-        return "bf16" if cpu_flags() & {"amx_bf16", "bf16"} else "fp32"
-    import torch
-
-    with torch.cuda.device(device):  # torch answers for the current one
-        # Emulated, as before Ampere, bf16 is much slower than fp16.
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-
-
-def cpu_precisions() -> set[str]:
-    """Return the arithmetic that the processor has in hardware."""
-    has_bf16 = cpu_flags() & {"amx_bf16", "avx512_bf16", "bf16"}
-    return {"fp32", "bf16"} if has_bf16 else {"fp32"}
-
-
-def cpu_flags() -> set[str]:
-    """Return the processor's features in Linux' words; empty where the system does not say."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return set()
-    for line in text.splitlines():
-        if line.startswith(("flags", "Features")):
-            return set(line.partition(":")[2].split())
-    return set()
 
 
 def _choose_backend(files: ModelFiles, device: str, wanted: str) -> Backend:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from tilenet.memory import memory_limit
+from tilenet.models.devices import cores
 from tilenet.models.footprint import Footprint, footprint
-from tilenet.models.session import LANES, Setup, choose, cores, usual_batch
+from tilenet.models.session import LANES, Setup, choose, usual_batch
 from tilenet.models.store import ModelFiles
 
 __all__ = ["Sizes", "Wanted", "choose_sizes", "decide"]

@@ -245,7 +245,7 @@ def _from_onnx(path: Path, card_path: Path | None, overrides: dict[str, Any]) ->
     if card_path or sidecar.is_file():
         text = _read_json(sidecar)
     else:
-        from tilenet.models.openvino_backend import onnx_shape
+        from tilenet.models.openvino_graph import onnx_shape
 
         text, overrides = b"{}", overrides | {"bands": onnx_shape(path).bands}
     return identified(ModelFiles("onnx", path, {}, parse_card(text, str(sidecar), overrides), ""))

@@ -22,7 +22,8 @@ from tilenet.engine.skipping import finished_mask
 from tilenet.engine.tiling import choose_tile, smaller_tiles
 from tilenet.errors import UsageError, without_secrets
 from tilenet.events import Tracker
-from tilenet.models.session import Setup, cores, network_shape
+from tilenet.models.devices import cores
+from tilenet.models.session import Setup, network_shape
 from tilenet.models.sizes import Wanted, choose_sizes
 from tilenet.models.store import find_model
 from tilenet.results import Skipped

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -42,7 +42,7 @@ from tilenet.predicting.telling import (
     say_remarks,
     say_strips,
 )
-from tilenet.results import PredictResult, RunResult, run_result, times_of
+from tilenet.results import PredictResult, RunResult, run_result
 from tilenet.sources import Input, RemoteName
 
 __all__ = [
@@ -261,8 +261,6 @@ def make_one(
 def result_of(run: RunResult, clock: Clock) -> PredictResult:
     """Return what became of the only input."""
     failure = run.failure()
-    times = {name: getattr(run, name) for name in times_of(clock.meter, 0)}
-    return PredictResult(
-        (run,), () if failure is None else (failure,), pixels=run.pixels,
-        peak_rss_bytes=run.peak_rss_bytes, **times | {"seconds": clock.seconds},
-    )  # fmt: skip
+    figures = {f.name: getattr(run, f.name) for f in fields(PredictResult) if hasattr(run, f.name)}
+    failed = () if failure is None else (failure,)
+    return PredictResult(**figures | {"runs": (run,), "failed": failed, "seconds": clock.seconds})

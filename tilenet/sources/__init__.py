@@ -10,7 +10,7 @@ from tilenet.sources.opening import grid_of, open_handle, open_raster
 from tilenet.sources.picture import is_mask_store
 from tilenet.sources.raster import Raster
 from tilenet.sources.rasterinfo import RasterInfo
-from tilenet.sources.remote import RemoteName, named
+from tilenet.sources.remote import RemoteName, given, named
 from tilenet.sources.view import View
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "area_of",
     "environment",
     "find_inputs",
+    "given",
     "grid_of",
     "is_mask_store",
     "named",

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from tilenet.errors import UsageError
+from tilenet.strangers import is_url
 
-__all__ = ["RemoteName", "is_remote", "named", "require_permission"]
+__all__ = ["RemoteName", "given", "is_remote", "named", "require_permission"]
 
 _REMOTE = re.compile(r"(s3|gs|az|https?)://.|/vsi[a-z0-9_]+/", re.IGNORECASE)
 """URLs, and GDAL's virtual file systems, which wrap them."""
@@ -73,12 +74,27 @@ class RemoteName:
 
 
 def named(name: str | Path | RemoteName) -> Path | RemoteName:
-    """Return what a name given by the user stands for; raises UsageError if it is empty."""
+    """Return what a name stands for."""
     if isinstance(name, str):
-        if not name.strip():  # Path would take it for the current folder
-            raise UsageError("an empty name", repr(name), "name a file or a folder")
         return RemoteName(name) if is_remote(name) else Path(name)
     return name
+
+
+def given(name: str | Path | RemoteName) -> Path | RemoteName:
+    """Return what a name given by the user stands for.
+
+    Raises
+    ------
+    UsageError
+        It is empty, or a URL of no kind that is read: `Path` would take it for the current folder,
+        or for one that is called like the scheme.
+    """
+    if isinstance(name, str) and not name.strip():
+        raise UsageError("an empty name", repr(name), "name a file or a folder")
+    if isinstance(name, str) and is_url(name) and not is_remote(name):
+        what = f"nothing is known of {name.partition('://')[0]}://"
+        raise UsageError(what, name, "give a path, or s3, gs, az, http or https")
+    return named(name)
 
 
 def require_permission(name: object, allowed: bool) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from tilenet.errors import ModelError, UsageError
-from tilenet.models.session import cores, usual_precision
+from tilenet.models.devices import cores, usual_precision
 from tilenet.training.config import TrainConfig
 
 __all__ = ["settle"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from tilenet.models.session import cores
+from tilenet.models.devices import cores
 
 __all__ = ["in_parallel"]
 
