@@ -253,7 +253,7 @@ def _fill(
                 TIFFTAG_YRESOLUTION=repr(10_000 / place.mpp[0]),
                 TIFFTAG_RESOLUTIONUNIT="3",  # pixels per centimetre
             )
-        windows = windows_of(spec.height, spec.width)
+        windows = windows_of(spec.height, spec.width, dst.count)
         # Of probabilities, a window of many channels is large: not two of them at a time.
         pieces = _ahead(partial(_piece, read, len(coarser)), windows, 2 if levels else 1)
         files.enter_context(closing(pieces))
@@ -295,7 +295,7 @@ def _compare(path: str, spec: MaskSpec, written: list[bytes]) -> None:
     with src:
         levels = len(src.overviews(1))
         _compare_place(src, spec.georeference)
-        windows = list(zip(windows_of(*src.shape), written, strict=True))
+        windows = list(zip(windows_of(*src.shape, src.count), written, strict=True))
         # A window of many channels is large here too.
         readers = min(len(windows), _READERS if src.count == 1 else 1)
     with ThreadPoolExecutor(readers, "tilenet-compare") as pool:

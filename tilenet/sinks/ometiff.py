@@ -35,7 +35,7 @@ from tilenet.sinks.spec import Before, MaskSpec
 __all__ = ["check_slides", "write_ome_tiff"]
 
 _TILE = 512
-_WINDOW = 4 * _TILE
+_WINDOW = 6 * _TILE  # four chunks of a usual store
 _LEVEL = 3  # of zlib, as in our other files
 _CLASSIC_BYTES = 4_000_000_000  # what surely fits into 32-bit offsets, if nothing compresses
 _CACHE_BYTES = 16 << 20  # of GDAL and tifffile: theirs grow with machine and file

@@ -37,7 +37,7 @@ __all__ = [
 BLOCK = 512
 """Pixels a side of a file's own tiles."""
 
-_WINDOW = 2048
+_SIDE = 6 * BLOCK  # four chunks of a usual store: one that two windows share is decoded twice
 
 PLAIN = {
     "driver": "GTiff",
@@ -52,12 +52,12 @@ PLAIN = {
 """How files are written that are read once, and then gone."""
 
 
-def windows_of(height: int, width: int) -> Iterator[Window]:
+def windows_of(height: int, width: int, bands: int = 1) -> Iterator[Window]:
     """Yield the windows by which a file is written and read."""
-    whole = Window(0, 0, height, width)
-    for row in range(0, height, _WINDOW):
-        for col in range(0, width, _WINDOW):
-            yield Window(row, col, _WINDOW, _WINDOW).intersection(whole)
+    whole, side = Window(0, 0, height, width), _SIDE if bands == 1 else _SIDE // 2
+    for row in range(0, height, side):
+        for col in range(0, width, side):
+            yield Window(row, col, side, side).intersection(whole)
 
 
 def as_rasterio(window: Window) -> RasterWindow:
@@ -72,7 +72,7 @@ def coarser_levels(plain: Path, spec: MaskSpec) -> dict[Path, tuple[int, int]]:
     """
     levels: dict[Path, tuple[int, int]] = {}
     height, width = spec.height, spec.width
-    while max(height, width) > BLOCK and _WINDOW >> len(levels) > BLOCK:
+    while max(height, width) > BLOCK and (_SIDE >> len(levels) + 1) % BLOCK == 0:
         height, width = (height + 1) // 2, (width + 1) // 2
         levels[plain.with_name(f"{len(levels) + 1}.tif")] = (height, width)
     return levels
