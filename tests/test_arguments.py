@@ -9,9 +9,11 @@ import networks
 import pytest
 from rasters import picture, write_image
 
+from tilenet import mask_api
 from tilenet.api import predict
 from tilenet.config import PredictConfig, load_config
 from tilenet.errors import UsageError
+from tilenet.evaluate_api import evaluate
 from tilenet.models.store import cache_folder
 
 pytestmark = pytest.mark.filterwarnings(
@@ -111,3 +113,18 @@ def test_nobody_knows_a_home(monkeypatch):
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)
     assert not cache_folder().parent.exists()
+
+
+def test_finished_masks_by_their_names(model, tmp_path, cli):
+    """Python's front doors take what the commands take: names."""
+    image, mask = write_image(tmp_path / "a.png", picture(60, 70)), str(tmp_path / "a.zarr")
+    predict([image], mask, PredictConfig(model=str(model)))
+    written = mask_api.export(mask, str(tmp_path / "b.png"))
+    assert evaluate(str(written), mask).as_dict()["mean_dice"] == 1
+    assert mask_api.verify(mask, repair=True, source=str(image), model=str(model)).ok
+    done = cli("verify", mask, "--input", image)
+    assert done.code == 2
+    assert (
+        done.err
+        == "tilenet: error: only a repair needs it; --input; give --repair, or leave it out\n"
+    )

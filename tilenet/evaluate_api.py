@@ -21,17 +21,17 @@ __all__ = ["evaluate", "evaluate_model"]
 _logger = logging.getLogger(__name__)
 
 
-def evaluate(pred: Path, truth: Path, palette: Path | None = None) -> Evaluation:
+def evaluate(pred: Path | str, truth: Path | str, palette: Path | str | None = None) -> Evaluation:
     """Compare a mask, or a folder of masks, with the truth.
 
     Parameters
     ----------
-    pred : Path
+    pred : Path or str
         Zarr store or raster of class indices, 255 = no answer; or a folder of these.
-    truth : Path
+    truth : Path or str
         Raster of the same size, and in the same place if both say where; or a folder with equal
         stems.
-    palette : Path, optional
+    palette : Path or str, optional
         A palette file for the truth, as for train.
 
     Raises
@@ -42,7 +42,8 @@ def evaluate(pred: Path, truth: Path, palette: Path | None = None) -> Evaluation
         The palette does not read.
     """
     with convert_errors(pred):
-        return evaluate_pairs(find_pairs(pred, truth), palette)
+        pairs = find_pairs(Path(pred), Path(truth))
+        return evaluate_pairs(pairs, None if palette is None else Path(palette))
 
 
 def _as_classes(

@@ -77,8 +77,8 @@ def verify(
     path: Path | RemoteName | str,
     *,
     repair: bool = False,
-    source: Path | None = None,
-    model: Path | None = None,
+    source: Path | str | None = None,
+    model: Path | str | None = None,
     allow_remote: bool = False,
 ) -> VerifyResult:
     """Look at every byte of a mask, and make what is damaged again.
@@ -89,19 +89,25 @@ def verify(
         A mask of tilenet's; a str ``s3://bucket/x.zarr`` for one in an object store.
     repair : bool
         Whether to make damaged parts again, from raster and model.
-    source, model : Path, optional
-        Where these lie now, if they were moved.
+    source, model : Path or str, optional
+        Where these lie now, if they were moved, for a repair.
     allow_remote : bool
         Whether the mask may be in an object store.
 
     Raises
     ------
+    UsageError
+        A mask that is not to be repaired needs neither raster nor model; one in an object store is
+        read only with `allow_remote`, and not repaired.
     InputError
         No mask of tilenet's; or, to repair, its raster is missing, or was changed or renamed.
     VerifyError
         What is made again differs from what was written.
     """
     path = given(path)
+    if not repair and (source is not None or model is not None):
+        what = "--input" if model is None else "--model"
+        raise UsageError("only a repair needs it", what, "give --repair, or leave it out")
     with convert_errors(path):
         try:
             if isinstance(path, RemoteName):
@@ -112,7 +118,7 @@ def verify(
             return VerifyResult(ok=False, mask=str(path), files=0, blocks=0, bad=(lost,))
         bad = tuple(found.bad)
         if bad and repair:
-            repair_mask(found, source, model)
+            repair_mask(found, *(None if one is None else Path(one) for one in (source, model)))
             found = inspect(path)
         left = tuple(found.bad)
         mended = tuple(one for one in bad if one not in left)
@@ -129,14 +135,16 @@ def _verify_remote(place: RemoteName, *, repair: bool, allow_remote: bool) -> Ve
     return VerifyResult(not bad, str(place), found.files, found.blocks, bad)
 
 
-def export(path: Path, out: Path, *, overwrite: bool = False, stac: bool = False) -> Path:
+def export(
+    path: Path | str, out: Path | str, *, overwrite: bool = False, stac: bool = False
+) -> Path:
     """Write a finished mask in another format, with the bytes that predict would have written.
 
     Parameters
     ----------
-    path : Path
+    path : Path or str
         A mask of tilenet's.
-    out : Path
+    out : Path or str
         ``x.tif`` (a COG), ``x.ome.tif``, ``x.png`` or ``x.zarr``.
     overwrite : bool
         Replace an output of ours.
@@ -152,10 +160,11 @@ def export(path: Path, out: Path, *, overwrite: bool = False, stac: bool = False
     VerifyError
         The mask is not what its run wrote.
     """
+    out = Path(out)
     with convert_errors(out):
         if stac:
             check_item(out)
-        convert(path, out, overwrite=overwrite)
+        convert(Path(path), out, overwrite=overwrite)
         if stac or has_item(out):
             for note in write_item(out):
                 _logger.warning("%s", note)

@@ -143,7 +143,7 @@ def _finish(work: Work, state: RunState, out: Path) -> TrainResult:
 
 def train(
     config: TrainConfig,
-    out: Path,
+    out: Path | str,
     *,
     given: frozenset[str] = frozenset(),
     resume: bool = False,
@@ -159,7 +159,7 @@ def train(
     ----------
     config : TrainConfig
         Data, network, recipe.
-    out : Path
+    out : Path or str
         The model folder.
     given : frozenset of str
         Which options were given and must therefore agree with the run that is resumed.
@@ -184,7 +184,7 @@ def train(
     """
     if resume and overwrite:
         raise UsageError("--resume goes on with a run, --overwrite replaces it", out, "give one")
-    config = settle(config)
+    config, out = settle(config), Path(out)
     if config.workers:
         start_workers()
     notify = progress or (lambda _done, _all, _shown: None)

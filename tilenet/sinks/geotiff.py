@@ -295,7 +295,8 @@ def _compare(path: str, spec: MaskSpec, written: list[bytes]) -> None:
     with src:
         levels = len(src.overviews(1))
         _compare_place(src, spec.georeference)
-        windows = list(zip(windows_of(*src.shape, src.count), written, strict=True))
+        places = windows_of(src.height, src.width, src.count)
+        windows = list(zip(places, written, strict=True))
         # A window of many channels is large here too.
         readers = min(len(windows), _READERS if src.count == 1 else 1)
     with ThreadPoolExecutor(readers, "tilenet-compare") as pool:
