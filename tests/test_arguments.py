@@ -128,3 +128,20 @@ def test_finished_masks_by_their_names(model, tmp_path, cli):
         done.err
         == "tilenet: error: only a repair needs it; --input; give --repair, or leave it out\n"
     )
+
+
+@pytest.mark.parametrize("command", ["predict", "info", "verify"])
+def test_an_input_of_an_unknown_scheme(command, cli, tmp_path):
+    more = ("--out", tmp_path / "m.zarr") if command == "predict" else ()
+    done = cli(command, "s4://bucket/a.tif", *more)
+    assert done.code == 3
+    assert "nothing is known of s4://; s4://bucket/a.tif; " in done.err
+
+
+def test_an_empty_network(cli, tmp_path):
+    image = write_image(tmp_path / "a.png", picture(40, 50))
+    (tmp_path / "m.onnx").write_bytes(b"")
+    (tmp_path / "m.json").write_text(json.dumps(networks.card(2)))
+    done = cli("predict", image, "--model", tmp_path / "m.onnx", "--out", tmp_path / "m.zarr")
+    assert done.code == 4
+    assert "an empty file; " in done.err

@@ -133,7 +133,7 @@ def predict(
     tracker = Tracker(progress or (lambda _done, _all: None), listener or (lambda _event: None))
     with convert_errors(out or config.into):
         names = _named_inputs(inputs, config)
-        out = _destination(names, None if out is None else given(out), config)
+        out = _destination(names, None if out is None else given(out, written=True), config)
         if isinstance(out, RemoteName):
             place = remote_output(names, out, config)
             return predict_remote(_find(names, place.local, config), place, config, tracker)
@@ -235,7 +235,7 @@ def estimate(
     """
     with convert_errors(out or config.into):
         names = _named_inputs(inputs, config)
-        out = _destination(names, None if out is None else given(out), config)
+        out = _destination(names, None if out is None else given(out, written=True), config)
         if isinstance(out, RemoteName):
             place = remote_output(names, out, config)
             found = _find(names, place.local, config)

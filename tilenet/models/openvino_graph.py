@@ -90,6 +90,8 @@ def _load_onnx(path: str) -> ov.Model:
 
 
 def _read_onnx(path: Path) -> ov.Model:
+    if not path.stat().st_size:  # OpenVINO takes it for a network without inputs
+        raise ModelError("an empty file", path, "export it again")
     try:
         _try_onnx(path)
         model = _load_onnx(str(path))

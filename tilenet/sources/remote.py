@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from tilenet.errors import UsageError
+from tilenet.errors import InputError, UsageError
 from tilenet.strangers import is_url
 
 __all__ = ["RemoteName", "given", "is_remote", "named", "require_permission"]
@@ -80,20 +80,30 @@ def named(name: str | Path | RemoteName) -> Path | RemoteName:
     return name
 
 
-def given(name: str | Path | RemoteName) -> Path | RemoteName:
+def given(name: str | Path | RemoteName, *, written: bool = False) -> Path | RemoteName:
     """Return what a name given by the user stands for.
+
+    Parameters
+    ----------
+    name : str, Path or RemoteName
+        As it was given.
+    written : bool
+        It is that of an output.
 
     Raises
     ------
     UsageError
-        It is empty, or a URL of no kind that is read: `Path` would take it for the current folder,
-        or for one that is called like the scheme.
+        It is empty, for which `Path` would take the current folder; or an output's, and a URL of no
+        kind that is known, for which it would take a folder that is called like the scheme.
+    InputError
+        It is such a URL of an input.
     """
     if isinstance(name, str) and not name.strip():
         raise UsageError("an empty name", repr(name), "name a file or a folder")
     if isinstance(name, str) and is_url(name) and not is_remote(name):
         what = f"nothing is known of {name.partition('://')[0]}://"
-        raise UsageError(what, name, "give a path, or s3, gs, az, http or https")
+        kind = UsageError if written else InputError
+        raise kind(what, name, "give a path, or s3, gs, az, http or https")
     return named(name)
 
 
