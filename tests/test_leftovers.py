@@ -111,6 +111,18 @@ def test_chunks_that_go_before_the_end_make_no_hole(source, model, whole, tmp_pa
     assert files(out) == whole("x.tif")
 
 
+@pytest.mark.parametrize("name", ["x.zarr", "x.tif"])
+def test_one_block_would_do_for_what_is_half_done(
+    source, model, whole, tmp_path, monkeypatch, name
+):
+    """A resume keeps the blocks as they were cut, even if this run would cut none."""
+    out = tmp_path / name
+    unfinished(monkeypatch, source, out, model)
+    result = run(source, out, model, block=256)
+    assert (result.blocks, result.blocks_resumed) == (ALL, ALL)
+    assert files(out) == whole(name)
+
+
 def test_a_plan_that_the_disk_does_not_give_just_now(source, model, tmp_path, monkeypatch):
     out = tmp_path / "x.zarr"
     unfinished(monkeypatch, source, out, model)

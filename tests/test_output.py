@@ -22,7 +22,7 @@ from tilenet import durable, mask_api, stops
 from tilenet.api import predict
 from tilenet.cli import run as command_line
 from tilenet.config import PredictConfig
-from tilenet.engine import large, output, pack
+from tilenet.engine import large, output, pack, task
 from tilenet.engine.document import decode_sidecar, encode_document, encode_sidecar
 from tilenet.engine.runfolder import locked, run_folder
 from tilenet.errors import InterruptError, OutputError, ResourceError
@@ -155,6 +155,68 @@ def test_a_run_that_another_one_overtakes(source, model, tmp_path, monkeypatch, 
     result = run(source, out, model, **faster)
     assert result.blocks_resumed == result.blocks
     assert not run_folder(out).exists()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("blocks", [BLOCKS, ONE_BLOCK])
+@pytest.mark.parametrize("name", ["x.zarr", "x.tif", "x.png", "x.ome.tif"])
+def test_what_somebody_puts_there_meanwhile(
+    source, model, tmp_path, monkeypatch, blocks, name, overwrite
+):
+    """The output was free when the run began; what is there at its end is not ours to replace."""
+    out = tmp_path / name
+    precious = out / "notes.txt" if name == "x.zarr" else out
+    drive = task.drive
+
+    def putting(*arguments):
+        precious.parent.mkdir(exist_ok=True)
+        precious.write_text("precious")
+        return drive(*arguments)
+
+    for module in (pack, task):
+        monkeypatch.setattr(module, "drive", putting)
+    with pytest.raises(OutputError):
+        run(source, out, model, overwrite=overwrite, **blocks)
+    assert precious.read_text() == "precious"
+    monkeypatch.undo()
+    out.rename(tmp_path / "elsewhere")
+    assert run(source, out, model, **blocks).complete
+    assert not run_folder(out).exists()
+    assert mask_api.verify(out).ok
+
+
+def test_an_old_mask_that_cannot_come_back_just_now(source, model, tmp_path, monkeypatch):
+    out = tmp_path / "x.zarr"
+    run(source, out, model, **ONE_BLOCK)
+    replace = type(out).replace
+
+    def failing(path, target):
+        if Path(target) == out:
+            raise OSError(errno.EIO, "Input/output error", str(target))
+        return replace(path, target)
+
+    monkeypatch.setattr(type(out), "replace", failing)
+    with pytest.raises(ResourceError):
+        run(source, out, model, overwrite=True, **(ONE_BLOCK | {"overlap": 32}))
+    assert not out.exists()
+    monkeypatch.undo()
+    assert run(source, out, model, **ONE_BLOCK).blocks_resumed == 0
+    assert mask_api.verify(out).ok
+
+
+@pytest.mark.parametrize("name", ["x.zarr", "x.png"])
+def test_a_source_of_one_block_that_changes(source, model, tmp_path, monkeypatch, name):
+    window = pack.read_window
+
+    def changing(*arguments):
+        write_tif(source, picture(150, 200, seed=1), georeferenced=True)
+        return window(*arguments)
+
+    monkeypatch.setattr(pack, "read_window", changing)
+    with pytest.raises(OutputError, match="changed while it was read") as caught:
+        run(source, tmp_path / name, model, **ONE_BLOCK)
+    assert caught.value.code == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]
 
 
 @pytest.mark.parametrize("at", [1, 2, 3, 4])

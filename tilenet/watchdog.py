@@ -54,10 +54,15 @@ def watched(what: str, seconds: float) -> Iterator[None]:
 
 
 def _watch() -> None:
+    looked = time.monotonic()
     while True:
         time.sleep(_LOOK)
         now = time.monotonic()
+        stopped, looked = now - looked - _LOOK, now
         with _lock:
+            if stopped > _LOOK:  # this process was, by Ctrl-Z or a freezer: that is no disk's fault
+                for number, (began, limit, what) in _reads.items():
+                    _reads[number] = (began + stopped, limit + stopped, what)
             late = [(began, what) for began, limit, what in _reads.values() if limit < now]
         if late and _act is not None:
             began, what = min(late)

@@ -71,13 +71,13 @@ def open_executor(
         with closing(Threads(device_class)) as threads:
             yield threads
         return
-    quiet_dask()
     with ExitStack() as stack:
         try:
             target, wait, grace = start(
                 found, stack, threads=threads_on(device_class), insecure=insecure
             )
             client = _connect(target, stack, report)
+            quiet_dask()  # Dask sets levels of its own as it is imported
         except (OSError, TimeoutError) as error:
             raise ClusterError(
                 f"no answer: {error}", scheduler, "is the scheduler running?"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -276,9 +277,23 @@ def upper_levels(store: MaskStore, first: int) -> list[StoredChunk]:
 _BUSY = {errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY, errno.EACCES, errno.EPERM, errno.EXDEV}
 
 
+def _check_place(out: Path, *, overwrite: bool) -> None:
+    """Raise OutputError if somebody has put something there while the mask was made.
+
+    What lies beside a file tells that it is ours, whatever has become of it: a repair replaces it.
+    """
+    if not os.path.lexists(out):
+        return
+    if overwrite and (read_sidecar(out) is not None or (out.is_dir() and _document(out))):
+        return
+    what = "something has come there while the mask was made"
+    raise OutputError(what, out, "move it away, and run again")
+
+
 def publish(store: Path, out: Path, *, overwrite: bool, label: bool = False) -> None:
     """Give a finished store its final name; a label of an image goes into its list then."""
     out.parent.mkdir(parents=True, exist_ok=True)
+    _check_place(out, overwrite=overwrite)
     try:
         if overwrite:
             move_aside(out)
@@ -343,6 +358,7 @@ def export(
     beside = probabilities_of(out)
 
     def replace(written: dict[str, Any]) -> None:
+        _check_place(out, overwrite=overwrite)
         if overwrite:
             move_aside(out)
         content = encode_sidecar(document | written)

@@ -20,6 +20,7 @@ from tilenet.engine.decided import files_of, record_of, unreadable
 from tilenet.engine.document import Finished, encode_document, plan_document
 from tilenet.engine.group import FileGroup
 from tilenet.engine.journal import BlockRecord, encode
+from tilenet.engine.large import check_unchanged
 from tilenet.engine.meter import Spans
 from tilenet.engine.output import (
     check_in_progress,
@@ -43,10 +44,7 @@ from tilenet.errors import (
 )
 from tilenet.geometry import Window
 from tilenet.sinks import MaskStore
-from tilenet.sources import (
-    Raster,
-    environment,
-)
+from tilenet.sources import Raster, environment, is_as_found
 from tilenet.stops import is_stopping
 from tilenet.strangers import exists
 from tilenet.watchdog import watched
@@ -110,6 +108,8 @@ def _load(item: PackItem, raster: Raster, plan: Plan, out: Path, spans: Spans) -
             plan.model.card.offset,
             None if plan.strict else damaged,
         )
+    if not is_as_found(raster.info):
+        check_unchanged(plan)
     block = BlockJob(
         plan.lattice,
         0,
@@ -179,6 +179,7 @@ def _write(
                     overwrite=config.overwrite,
                 )
         finally:
+            put_back(out)  # if that fails, the old mask stays where it is
             remove_run_folder(folder)
     return finished
 

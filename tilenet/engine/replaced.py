@@ -84,4 +84,5 @@ def scratch(out: Path) -> Iterator[Path]:
         try:
             yield folder
         finally:
+            put_back(out)  # if that fails, the old output stays where it is
             remove_run_folder(folder)

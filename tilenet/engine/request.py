@@ -167,9 +167,14 @@ def plan_for(info: RasterInfo, job: Job, request: Request, *, named: bool) -> tu
     tile = request.tile
     if request.follows:
         tile = tile_there(out, request.files, request.usual_tile) or tile
-    setup = _setup_for(out, request)
+    known = plan_in_progress(out, overwrite=config.overwrite)
+    setup = _setup_for(known, request)
     plan = make_plan(info, request.files, request.shape, setup, config, output, area, tile)
-    return (plan if config.into is None else _as_label(plan, config, config.into)), out
+    if config.into is not None:
+        plan = _as_label(plan, config, config.into)
+    if known is not None and known.hash == plan.hash:
+        plan = replace(plan, lattice=known.lattice)  # its blocks stay as they were cut
+    return plan, out
 
 
 def asked_of(config: PredictConfig, known: Setup | None, threads: int) -> dict[str, Any]:
@@ -190,15 +195,15 @@ def asked_of(config: PredictConfig, known: Setup | None, threads: int) -> dict[s
     return asked
 
 
-def _setup_for(out: Path, request: Request) -> Setup:
-    """Return what the run of a mask goes on with, or is begun on.
+def _setup_for(known: Plan | None, request: Request) -> Setup:
+    """Return what the run of a mask goes on with, if its plan is known, or is begun on.
 
     Raises
     ------
     ModelError
         This machine does not have it.
     """
-    setup, known = request.setup, plan_in_progress(out, overwrite=request.config.overwrite)
+    setup = request.setup
     asked = asked_of(request.config, None if known is None else known.setup, setup.threads)
     if all(value in ("auto", None, getattr(setup, key)) for key, value in asked.items()):
         return setup

@@ -9,7 +9,7 @@ from tilenet.sources.manifest import STDIN, read_manifest
 from tilenet.sources.opening import grid_of, open_handle, open_raster
 from tilenet.sources.picture import is_mask_store
 from tilenet.sources.raster import Raster
-from tilenet.sources.rasterinfo import RasterInfo
+from tilenet.sources.rasterinfo import RasterInfo, is_as_found
 from tilenet.sources.remote import RemoteName, given, named
 from tilenet.sources.view import View
 
@@ -28,6 +28,7 @@ __all__ = [
     "find_inputs",
     "given",
     "grid_of",
+    "is_as_found",
     "is_mask_store",
     "named",
     "open_handle",

@@ -14,7 +14,7 @@ from tilenet.sources.bands import Scaling, bands_note
 from tilenet.sources.view import Resampling, View, settle
 from tilenet.sources.warp import Warp, fit
 
-__all__ = ["AS_READ", "CONVERTED", "Found", "RasterInfo", "settled"]
+__all__ = ["AS_READ", "CONVERTED", "Found", "RasterInfo", "is_as_found", "settled"]
 
 AS_READ = {"uint8", "uint16", "int16", "float32"}
 """Kinds of pixels that are handed out as they are."""
@@ -208,6 +208,17 @@ def _dtype(found: Found) -> str:
         return "float32"
     stored = found.stored_dtype
     return stored if stored in AS_READ else CONVERTED.get(stored, "float32")
+
+
+def is_as_found(info: RasterInfo) -> bool:
+    """Return whether the files of a raster are what they were; False where only opening it tells.
+
+    That is so of what lies elsewhere, or is made of other rasters.
+    """
+    try:
+        return fingerprint(info.files) == info.fingerprint
+    except OSError:
+        return False
 
 
 def fingerprint(files: tuple[str, ...]) -> str:
