@@ -400,6 +400,27 @@ def reports(monkeypatch):
     return found
 
 
+QUIET = """
+import logging
+from tilenet.engine.cluster import open_executor
+
+if __name__ == "__main__":
+    with open_executor("processes:1", 1, device_class="cpu"):
+        print(*(logging.getLogger(f"distributed.{one}").getEffectiveLevel()
+                for one in ("worker", "nanny", "client")))
+"""
+
+
+def test_dask_keeps_its_log_to_itself(environment, tmp_path):
+    """In the process that imports it for a run, too: what it has to say ends up in our errors."""
+    (tmp_path / "quiet.py").write_text(QUIET)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "quiet.py"], env=environment, capture_output=True, text=True,
+        check=False, timeout=120,
+    )  # fmt: skip
+    assert done.stdout == "50 50 50\n", done.stderr
+
+
 def test_strips_that_another_host_reads(scene, models, tmp_path, home, expected, reports):
     options = {"scheduler": home.address, "block": 64}
     [found] = segment(scene, tmp_path / "x.zarr", models / "positional.onnx", **options).runs

@@ -132,6 +132,32 @@ def test_reads_in_time_wake_nobody(monkeypatch):
     assert late[0].where == "b"
 
 
+STOPPED = """
+import os, sys, time
+from tilenet.watchdog import watch_reads, watched
+
+watch_reads(lambda error: os._exit(error.code))
+print("began", flush=True)
+with watched("slide.tif", 5):
+    began = time.process_time()
+    while time.process_time() - began < 1:
+        pass
+"""
+
+
+def test_a_process_that_is_stopped_is_no_late_read(environment):
+    """Ctrl-Z, a suspended job, a freezer: the read goes on afterwards."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPPED], env=environment, stdout=subprocess.PIPE
+    )
+    with process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(6)
+        process.send_signal(signal.SIGCONT)
+    assert process.returncode == 0
+
+
 def test_a_run_that_cannot_fit(cli, source, models, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(room.shutil, "disk_usage", lambda _: usage._replace(free=100_000))
