@@ -167,7 +167,8 @@ def test_the_old_mask_comes_back_after_a_crash(source, model, tmp_path, monkeypa
         patch.setattr(durable, "rename", last)
         patch.setattr(durable, "write", _crashing(durable.write, out))
         # The process is gone: what it would still tidy up stays.
-        patch.setattr(output, "put_back", lambda _out: None)
+        for module in (output, pack):
+            patch.setattr(module, "put_back", lambda _out: None)
         patch.setattr(pack, "remove_run_folder", lambda _folder: None)
         with pytest.raises(Crash):
             run(source, out, model, **options, blend="hann", overwrite=True)
@@ -252,7 +253,8 @@ def test_an_export_that_was_killed_gives_the_old_one_back(source, model, tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(durable, "write", _crashing(durable.write, out))
         patch.setattr(output, "put_back", lambda _out: None)
-        patch.setattr("tilenet.engine.replaced.remove_run_folder", lambda _folder: None)
+        for name in ("put_back", "remove_run_folder"):
+            patch.setattr(f"tilenet.engine.replaced.{name}", lambda _path: None)
         with pytest.raises(Crash):
             mask_api.export(mask, out, overwrite=True)
     assert not out.exists()
